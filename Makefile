@@ -1,0 +1,46 @@
+# One line of intent each. `make lab` and `make test` are the two that everybody needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+TORCH  := 2.13.0
+
+.PHONY: lab test course notebooks teachers bench lock browser clean
+.DEFAULT_GOAL := lab
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit("kdlab needs Python 3.11 or newer; try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	$(BIN)/python -m ipykernel install --prefix $(VENV) --name kdlab --display-name "kdlab" >/dev/null
+	@touch $@
+
+lab: $(READY)            ## open the course
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+test: $(READY)           ## everything that is proved
+	$(BIN)/ruff check kdlab tests notebooks tools benchmarks
+	$(BIN)/ruff format --check kdlab tests tools benchmarks
+	$(BIN)/mypy kdlab
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	  --nbval-sanitize-with tests/notebooks/sanitize.cfg notebooks
+
+course: $(READY)         ## run every lesson, write HTML pages to build/course
+	$(BIN)/kdlab course build/course
+
+notebooks: $(READY)      ## execute the lessons in place; a second run changes no byte
+	$(BIN)/python tools/rerun.py notebooks/*.ipynb
+
+teachers: $(READY)       ## train the shipped teachers anew
+	$(BIN)/kdlab teachers --rebuild
+
+bench: $(READY)          ## speed against the plain loop: a table and a plot
+	$(BIN)/python benchmarks/training_loop.py
+
+lock:                    ## resolve pyproject.toml anew (needs uv)
+	printf 'torch==$(TORCH)\n' | uv pip compile --quiet --universal --python-version 3.11 --extra dev \
+	  --no-annotate --custom-compile-command "make lock" -c - pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) build
