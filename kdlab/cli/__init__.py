@@ -1,0 +1,268 @@
+"""The command ``kdlab``: look after the machine, run lessons, make pages, fetch data.
+
+Heavy packages are imported inside the commands, so that ``kdlab --help`` answers at once.
+"""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from typer.core import TyperGroup
+
+
+class Commands(TyperGroup):
+    """The group of commands: wrong input ends with a sentence and status 1, not a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; what :mod:`kdlab` refuses with a ValueError is told in its own words."""
+        try:
+            return super().invoke(ctx)
+        except ValueError as error:
+            complain(error)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    help="Run lessons, make pages, fetch data, look after the machine.",
+)
+data_app = typer.Typer(invoke_without_command=True, help="The data sets, and which are here.")
+app.add_typer(data_app, name="data")
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+COLOURS = {"ok": "green", "change": "yellow", "missing": "red"}
+
+
+@app.command("doctor")
+def doctor_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+) -> None:
+    """Say what this machine offers, and what to change. Status 1 if something needed is missing."""
+    from kdlab.cli.doctor import CHANGE, examine, is_fit
+
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps({"fit": is_fit(findings), "findings": [*map(asdict, findings)]}))
+        raise typer.Exit(not is_fit(findings))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for finding in findings:
+        colour = COLOURS[finding.state]
+        table.add_row(f"[{colour}]{finding.state}[/]", finding.name, _plain(finding.found))
+        if finding.advice:
+            table.add_row("", "", f"[{colour}]→[/] {_plain(finding.advice)}")
+    console.print(table)
+    wishes = sum(finding.state == CHANGE for finding in findings)
+    if not is_fit(findings):
+        console.print("[red]Something that the lessons need is missing; see above.[/]")
+        raise typer.Exit(1)
+    console.print(
+        "All that the lessons need is here." + (f" {wishes} to improve." if wishes else "")
+    )
+
+
+@app.command()
+def run(
+    notebook: Annotated[str, typer.Argument(help="A path, or the start of a lesson's name: 01")],
+    parameters: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Repeat it.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Short for -p profile=…: fast or full")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="OUT.ipynb")] = None,
+    timeout: Annotated[
+        int, typer.Option(min=1, help="Longest time for one cell, in seconds.")
+    ] = 600,
+) -> None:
+    """Run one lesson with your parameters through papermill; the lesson itself is not changed."""
+    from kdlab.cli.running import LessonFailed, find_lesson, run_lesson, run_name
+
+    lesson = find_lesson(notebook)
+    given = split_assignments(parameters or [])
+    if profile is not None:
+        given["profile"] = profile
+    values = checked_values(lesson, given)
+    # a folder per run: the records of two runs of one lesson have the same name
+    target = output or Path("build/runs") / run_name(lesson, values) / lesson.name
+    if target.resolve() == lesson.resolve():
+        raise ValueError(f"output: {target} is the lesson itself; choose another path")
+    start = time.perf_counter()
+    try:
+        run_lesson(lesson, target, values, timeout=timeout)
+    except LessonFailed as failure:
+        complain(failure)
+        raise typer.Exit(1) from None
+    console.print(f"{target}: done in {time.perf_counter() - start:.0f} s")
+
+
+@app.command()
+def course(
+    folder: Annotated[Path, typer.Argument(help="Where the pages go.")],
+    lessons: Annotated[Path, typer.Option(help="Where the notebooks are.")] = Path("notebooks"),
+    profile: Annotated[str | None, typer.Option(help="fast or full")] = None,
+    timeout: Annotated[
+        int, typer.Option(min=1, help="Longest time for one cell, in seconds.")
+    ] = 600,
+) -> None:
+    """Run all lessons and write HTML pages that need no network, with an index."""
+    from kdlab.cli import pages
+    from kdlab.cli.running import LessonFailed, run_lesson
+
+    found = sorted(lessons.glob("*.ipynb"))
+    if not found:
+        raise ValueError(f"lessons: no notebook in {lessons}; run from the project's folder")
+    plan = [(path, checked_values(path, {"profile": profile} if profile else {})) for path in found]
+    rows: list[pages.Row] = []
+    failures: list[str] = []
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task("lessons", total=len(plan))
+        for path, values in plan:
+            bar.update(task, description=path.stem)
+            target, start, state = folder / "notebooks" / path.name, time.perf_counter(), "done"
+            try:
+                run_lesson(path, target, values, timeout=timeout, progress=False)
+            except LessonFailed as failure:
+                failures.append(str(failure))
+                state = "failed"
+            seconds = time.perf_counter() - start
+            executed = _read(target)
+            pages.write_page(executed, folder / f"{path.stem}.html")
+            rows.append(pages.Row(pages.title_of(executed), f"{path.stem}.html", state, seconds))
+            bar.advance(task)
+    pages.write_index(rows, _circumstances(profile), folder / "index.html")
+    for message in failures:
+        complain(message)
+    console.print(f"{folder / 'index.html'}: {len(rows)} lessons, {len(failures)} failed")
+    raise typer.Exit(bool(failures))
+
+
+@data_app.callback()
+def data(context: typer.Context) -> None:
+    """List the data sets: which come with the package, which are cached, which need a download."""
+    if context.invoked_subcommand:
+        return
+    from kdlab import datasets
+
+    table = Table("name", "state", box=None, padding=(0, 2, 0, 0))
+    for name in datasets.available():
+        table.add_row(name, data_state(name))
+    console.print(table)
+    console.print(
+        "`kdlab data fetch NAME` downloads one. Your own: give a path to an .npz or folder."
+    )
+
+
+@data_app.command("fetch")
+def fetch(name: Annotated[str, typer.Argument(help="For example cifar10")]) -> None:
+    """Download one data set into the cache (or make it), and say what is in it."""
+    from kdlab import datasets
+
+    try:
+        loaded = datasets.load(name)
+    except OSError as error:
+        complain(error)
+        raise typer.Exit(1) from None
+    parts = ", ".join(f"{part} {len(getattr(loaded, part))}" for part in ("train", "val", "test"))
+    shape = "×".join(map(str, loaded.shape))
+    console.print(f"{loaded.name}: {parts} images of {shape}, {loaded.num_classes} classes")
+
+
+@app.command("teachers")
+def teachers_command(
+    names: Annotated[list[str] | None, typer.Argument(help="Default: all of them.")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Train anew.")] = False,
+) -> None:
+    """List the trained teachers that ship with the course, or train them anew."""
+    from kdlab.training import teachers
+
+    if rebuild:
+        teachers.rebuild(names=names or None, progress=True)
+    table = Table("teacher", "state", box=None, padding=(0, 2, 0, 0))
+    for row in teachers.status():
+        if not names or row["name"] in names:
+            table.add_row(row["name"], "whole" if row["whole"] else "missing or damaged")
+    console.print(table)
+
+
+def complain(what: object) -> None:
+    """Print an error's own words on stderr."""
+    errors.print(str(what), style="red", markup=False)
+
+
+def split_assignments(words: list[str]) -> dict[str, str]:
+    """Split ``name=value`` words.
+
+    Raises:
+        ValueError: a word has no ``=``, or a name comes twice.
+    """
+    given: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"parameter: {word!r} came, expected NAME=VALUE, as in -p seed=1")
+        if name in given:
+            raise ValueError(f"parameter: {name!r} came twice; give it once")
+        given[name] = value
+    return given
+
+
+def checked_values(lesson: Path, given: dict[str, str]) -> dict[str, Any]:
+    """Hold what was typed against what the lesson declares, before anything runs.
+
+    Raises:
+        ValueError: unknown name, wrong type, value out of range.
+    """
+    from kdlab.cli import parameters
+
+    return parameters.accept(parameters.read(_read(lesson)), given)
+
+
+def data_state(name: str) -> str:
+    """Say whether loading this data set needs the network."""
+    from kdlab.datasets import downloads
+
+    # one set may come in several files: fashion_x_train, fashion_y_train, ...
+    family = name.split("_")[0]
+    files = [remote for key, remote in downloads.REMOTES.items() if key.split("_")[0] == family]
+    if not files:
+        return "comes with kdlab"
+    here = [(downloads.cache_folder() / remote.name).is_file() for remote in files]
+    return "cached" if all(here) else "needs a download"
+
+
+def _read(path: Path) -> Any:
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError):
+        raise ValueError(f"notebook: {path} is not a Jupyter notebook") from None
+
+
+def _circumstances(profile: str | None) -> str:
+    from kdlab.training import device
+
+    facts = device.describe()
+    return (
+        f"Run on {facts['device']} ({facts['name']}, {facts['threads']} threads), "
+        f"torch {facts['torch']}, Python {facts['python']}; profile: {profile or 'as stored'}."
+    )
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    app()

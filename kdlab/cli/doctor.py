@@ -1,0 +1,177 @@
+"""Look at this machine as a lesson will find it, and say what to change."""
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+OK, CHANGE, MISSING = "ok", "change", "missing"
+SHOWN = ("torch", "numpy", "jupyterlab", "ipywidgets", "matplotlib", "papermill")
+GIB = 2**30
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: what was looked at, what was found, and what to do about it."""
+
+    name: str
+    state: str
+    found: str
+    advice: str = ""
+
+
+def examine() -> list[Finding]:
+    """Run every check and return the findings in reading order; none of them raises."""
+    return [finding for check in CHECKS for finding in _safely(check)]
+
+
+def is_fit(findings: list[Finding]) -> bool:
+    """Return whether everything that the lessons need is there."""
+    return all(finding.state != MISSING for finding in findings)
+
+
+def check_python() -> Iterator[Finding]:
+    """Python itself; one too old does not get as far as here."""
+    yield Finding("python", OK, f"{sys.version.split()[0]} in {sys.prefix}")
+
+
+def check_packages() -> Iterator[Finding]:
+    """Every direct dependency is there and within the range that kdlab declares."""
+    from packaging.requirements import Requirement
+
+    advice = "run `make lab` again, or `pip install -c requirements.lock -e .`"
+    needed = [Requirement(text) for text in importlib.metadata.requires("kdlab") or []]
+    for need in needed:
+        if need.marker and not need.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(need.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(need.name, MISSING, f"not installed, needs {need.specifier}", advice)
+            continue
+        if not need.specifier.contains(version, prereleases=True):
+            yield Finding(need.name, MISSING, f"{version}, needs {need.specifier}", advice)
+        elif need.name in SHOWN:
+            yield Finding(need.name, OK, version)
+
+
+def check_device() -> Iterator[Finding]:
+    """The device that `auto` picks, its number format, and the threads of the processor."""
+    from kdlab.training import device
+
+    facts = device.describe()
+    memory = f", {facts['device_memory_gb']} GiB" if "device_memory_gb" in facts else ""
+    yield Finding("device", OK, f"{facts['device']} ({facts['name']}{memory})")
+    native = "with" if facts["native_bf16"] else "without"
+    yield Finding(
+        "precision", OK, f"{facts['precision']} (a {facts['device']} {native} native bf16)"
+    )
+    threads, cores = int(facts["threads"]), usable_cores()
+    found = f"{threads} threads on {cores} usable cores"
+    if threads > cores:
+        advice = f"export OMP_NUM_THREADS={cores}; more threads than cores slow each other down"
+        yield Finding("threads", CHANGE, found, advice)
+    elif cores >= 2 > threads:
+        yield Finding("threads", CHANGE, found, "unset OMP_NUM_THREADS so that torch uses them")
+    else:
+        yield Finding("threads", OK, found)
+
+
+def check_memory() -> Iterator[Finding]:
+    """Free memory; the lessons need about 1 GiB each, `full` runs 2."""
+    import psutil  # type: ignore[import-untyped]  # comes with ipykernel
+
+    memory = psutil.virtual_memory()
+    found = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
+    enough = memory.available >= 2 * GIB
+    yield Finding(
+        "memory", OK if enough else CHANGE, found, "" if enough else "close other kernels"
+    )
+
+
+def check_cache() -> Iterator[Finding]:
+    """The folder for downloads: can be written, has room."""
+    from kdlab.files import cache_folder
+
+    folder = cache_folder()
+    existing = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    found = f"{folder}, {free / GIB:.1f} GiB free"
+    elsewhere = "set KDLAB_DATA_DIR to a folder"
+    if not os.access(existing, os.W_OK):
+        yield Finding("cache", CHANGE, f"{folder} cannot be written", f"{elsewhere} of your own")
+    elif free < GIB:
+        yield Finding("cache", CHANGE, found, f"{elsewhere} with 1 GiB of room")
+    else:
+        yield Finding("cache", OK, found)
+
+
+def check_kernel() -> Iterator[Finding]:
+    """The kernel named in the notebooks runs the Python of this environment."""
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    advice = "python -m ipykernel install --sys-prefix --name python3"
+    try:
+        command = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except NoSuchKernel:
+        yield Finding("kernel", MISSING, "no kernel named python3", advice)
+        return
+    plain = {"python", "python3", f"python{sys.version_info[0]}.{sys.version_info[1]}"}
+    ours = command in plain or Path(command).parent == Path(sys.executable).parent
+    found = f"python3 runs {sys.executable if command in plain else command}"
+    yield Finding("kernel", OK if ours else MISSING, found, "" if ours else advice)
+
+
+def check_teachers() -> Iterator[Finding]:
+    """The trained teachers that ship with the course."""
+    from kdlab.training import teachers
+
+    for row in teachers.status():
+        name = row["name"]
+        if row["whole"]:
+            yield Finding(f"teacher {name}", OK, "whole")
+        else:
+            advice = f"`kdlab teachers {name} --rebuild`, or let the first lesson train it"
+            yield Finding(f"teacher {name}", CHANGE, "missing or damaged", advice)
+
+
+def check_browser() -> Iterator[Finding]:
+    """A Chromium, which only the browser tests need."""
+    chosen = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if chosen and Path(chosen).exists():
+        yield Finding("chromium", OK, chosen)
+    else:
+        advice = "only for the browser tests: apt-get install chromium, or set CHROMIUM to its path"
+        yield Finding("chromium", CHANGE, "not found", advice)
+
+
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _safely(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    name = check.__name__.removeprefix("check_")
+    try:
+        return list(check())
+    except Exception as error:  # a sick machine is what the doctor is for
+        what = f"{type(error).__name__}: {error}"
+        return [Finding(name, MISSING, what, "run `make lab` again; if it stays, report this line")]
+
+
+CHECKS = (
+    check_python,
+    check_packages,
+    check_device,
+    check_memory,
+    check_cache,
+    check_kernel,
+    check_teachers,
+    check_browser,
+)

@@ -1,0 +1,52 @@
+"""Distillation methods, one per file. A new method is a new file here, and nothing else changes."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+
+from kdlab.distillers.base import Distiller, Outputs, Sum
+
+__all__ = ["Distiller", "Outputs", "Sum", "available", "build"]
+
+
+def available() -> dict[str, type[Distiller]]:
+    """Return every method by the name of its file, found by looking into this folder."""
+    found: dict[str, type[Distiller]] = {}
+    for module_info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{module_info.name}")
+        for _, member in inspect.getmembers(module, inspect.isclass):
+            own = member.__module__ == module.__name__
+            if own and issubclass(member, Distiller) and module_info.name != "base":
+                found[module_info.name] = member
+    return found
+
+
+def build(name: str, **options: object) -> Distiller:
+    """Return the method called ``name`` with its options.
+
+    Raises:
+        ValueError: an unknown name, or an option that the method does not have.
+    """
+    known = available()
+    if name not in known:
+        raise ValueError(f"name: no method {name!r}{_nearest(name, list(known))}")
+    allowed = list(inspect.signature(known[name]).parameters)
+    for option in options:
+        if option not in allowed:
+            raise ValueError(f"{option}: {name} has no such option{_nearest(option, allowed)}")
+    return known[name](**options)
+
+
+def _nearest(word: str, words: list[str]) -> str:
+    near = difflib.get_close_matches(word, words, n=1)
+    return f"{f'; did you mean {near[0]!r}?' if near else '.'} There are: {', '.join(words)}"
+
+
+def __getattr__(name: str) -> type[Distiller]:
+    for method in available().values():
+        if method.__name__ == name:
+            return method
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

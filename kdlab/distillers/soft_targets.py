@@ -1,0 +1,36 @@
+"""Hinton's knowledge distillation: learn the labels and the teacher's softened answers."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdlab.distillers.base import Distiller, Outputs, check_fraction, teacher_logits
+from kdlab.losses import hard_label_loss, soft_target_loss
+
+
+class SoftTargets(Distiller):
+    """``(1 - α) · CE(labels) + α · T² · KL(teacher at T ‖ student at T)``.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
+    arXiv:1503.02531. The weights α and 1 - α are the convention of later work; the paper uses two
+    free weights. Derived in lesson 01.
+
+    Args:
+        temperature: T > 0; higher shows more of the small probabilities.
+        alpha: weight of the soft term, 0 to 1. With 1 no label is used.
+    """
+
+    def __init__(self, temperature: float = 4.0, alpha: float = 0.9) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.alpha = check_fraction("alpha", alpha)
+
+    def forward(
+        self, student: Outputs, teacher: Outputs | None, targets: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the terms ``hard`` and ``soft``."""
+        soft = soft_target_loss(student.logits, teacher_logits(teacher, self), self.temperature)
+        return {
+            "hard": (1 - self.alpha) * hard_label_loss(student.logits, targets),
+            "soft": self.alpha * soft,
+        }

@@ -1,0 +1,44 @@
+"""Transformed teacher matching: soften the teacher alone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdlab.distillers.base import Distiller, Outputs, teacher_logits
+from kdlab.losses import hard_label_loss, ttm_loss
+
+
+class TransformedTeacher(Distiller):
+    """``CE(labels) + weight · KL(teacher at T ‖ student at 1)``; no T² since only one side softens.
+
+    Source: Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching", 2024,
+    arXiv:2402.11148. Compared in lesson 01.
+
+    Args:
+        temperature: T > 0 of the teacher; the paper's power is 1/T.
+        weight: factor on the distillation term.
+        weighted: True for WTTM, which listens more where the teacher is unsure.
+    """
+
+    def __init__(
+        self, temperature: float = 4.0, weight: float = 1.0, weighted: bool = False
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.weight = weight
+        self.weighted = weighted
+
+    def forward(
+        self, student: Outputs, teacher: Outputs | None, targets: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the terms ``hard`` and ``transformed``."""
+        loss = ttm_loss(
+            student.logits,
+            teacher_logits(teacher, self),
+            self.temperature,
+            weighted=self.weighted,
+        )
+        return {
+            "hard": hard_label_loss(student.logits, targets),
+            "transformed": self.weight * loss,
+        }

@@ -1,0 +1,15 @@
+"""Explorers: move a control, see the effect. One file per explorer, all on one base class."""
+
+from kdlab.explorers.base import Explorer
+from kdlab.explorers.landscape import LandscapeExplorer
+from kdlab.explorers.live_curve import LiveCurve
+from kdlab.explorers.retraining import RetrainingExplorer
+from kdlab.explorers.temperature import TemperatureExplorer
+
+__all__ = [
+    "Explorer",
+    "LandscapeExplorer",
+    "LiveCurve",
+    "RetrainingExplorer",
+    "TemperatureExplorer",
+]

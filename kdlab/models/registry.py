@@ -1,0 +1,154 @@
+"""The table of models by the names that the literature uses, and `build`."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdlab.models.cnn import cnn
+from kdlab.models.mlp import MLP
+from kdlab.models.mobilenet import mobilenetv2
+from kdlab.models.resnet import resnet
+from kdlab.models.vgg import vgg
+from kdlab.models.wide_resnet import wide_resnet
+
+PLAIN = (16, 16, 32, 64)
+X4 = (32, 64, 128, 256)
+
+# Name: builder, and the options that the name fixes. The builder's other keyword-only parameters
+# are the options that a caller may give.
+MODELS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
+    "mlp": (MLP, {}),
+    "cnn": (cnn, {}),
+    "cnn_tiny": (cnn, {"widths": (8, 16, 24), "depth": 1}),
+    "cnn_small": (cnn, {"widths": (16, 24, 48), "depth": 1}),
+    "cnn_large": (cnn, {"widths": (32, 64, 96), "depth": 1}),
+    "resnet8": (resnet, {"depth": 8, "widths": PLAIN}),
+    "resnet14": (resnet, {"depth": 14, "widths": PLAIN}),
+    "resnet20": (resnet, {"depth": 20, "widths": PLAIN}),
+    "resnet32": (resnet, {"depth": 32, "widths": PLAIN}),
+    "resnet44": (resnet, {"depth": 44, "widths": PLAIN}),
+    "resnet56": (resnet, {"depth": 56, "widths": PLAIN}),
+    "resnet110": (resnet, {"depth": 110, "widths": PLAIN}),
+    "resnet8x4": (resnet, {"depth": 8, "widths": X4}),
+    "resnet32x4": (resnet, {"depth": 32, "widths": X4}),
+    "wrn_16_1": (wide_resnet, {"depth": 16, "widen": 1}),
+    "wrn_16_2": (wide_resnet, {"depth": 16, "widen": 2}),
+    "wrn_40_1": (wide_resnet, {"depth": 40, "widen": 1}),
+    "wrn_40_2": (wide_resnet, {"depth": 40, "widen": 2}),
+    "vgg8": (vgg, {"depths": (1, 1, 1, 1, 1)}),
+    "vgg11": (vgg, {"depths": (1, 1, 2, 2, 2)}),
+    "vgg13": (vgg, {"depths": (2, 2, 2, 2, 2)}),
+    "vgg16": (vgg, {"depths": (2, 2, 3, 3, 3)}),
+    "vgg19": (vgg, {"depths": (2, 2, 4, 4, 4)}),
+    "mobilenetv2": (mobilenetv2, {}),
+}
+
+
+def available() -> tuple[str, ...]:
+    """Names that `build` knows."""
+    return tuple(MODELS)
+
+
+def build(
+    name: str, num_classes: int, in_channels: int = 3, *, seed: int | None = None, **options: Any
+) -> nn.Module:
+    """A freshly initialised model that turns inputs `[B, ...]` into logits `[B, num_classes]`.
+
+    It is built on the CPU, in training mode.
+
+    Args:
+        name: one of `available()`.
+        num_classes: C, at least 2.
+        in_channels: channels of an image; not used by `mlp`, which takes `in_features`.
+        seed: if given, the weights depend on it alone, and PyTorch's global random state is left
+            as it was. If not, they come from the global state (`torch.manual_seed`).
+        options: of the model, such as `hidden=(64, 32)` for `mlp` or `width=1.0` for `mobilenetv2`.
+
+    Raises:
+        ValueError: an unknown name or option, a count below its least value.
+    """
+    builder, fixed = _entry(name)
+    if not _is_count(num_classes, least=2):
+        raise ValueError(f"num_classes: expected an integer of at least 2, got {num_classes!r}.")
+    if not _is_count(in_channels, least=1):
+        raise ValueError(f"in_channels: expected an integer of at least 1, got {in_channels!r}.")
+    _check_options(name, options)
+    arguments = {**fixed, **options}
+    if _takes_channels(builder):
+        arguments["in_channels"] = in_channels
+    with torch.device("cpu"), nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            # Not torch.manual_seed: it would also reseed the accelerators, which are not forked.
+            torch.default_generator.manual_seed(seed)
+        return builder(num_classes, **arguments)
+
+
+def build_for(
+    name: str,
+    data_shape: Sequence[int],
+    num_classes: int,
+    *,
+    seed: int | None = None,
+    **options: Any,
+) -> nn.Module:
+    """`build` for samples of shape (c, h, w): sets in_channels, or in_features for `mlp`.
+
+    Raises:
+        ValueError: a shape that is not three positive integers, and what `build` raises.
+    """
+    builder, _ = _entry(name)
+    if len(data_shape) != 3 or not all(_is_count(side, least=1) for side in data_shape):
+        raise ValueError(
+            "data_shape: expected (channels, height, width) as three positive integers, "
+            f"got {data_shape!r}."
+        )
+    channels, height, width = data_shape
+    if _takes_channels(builder):
+        return build(name, num_classes, channels, seed=seed, **options)
+    options.setdefault("in_features", channels * height * width)
+    return build(name, num_classes, seed=seed, **options)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, trainable or not; a shared one counts once. Buffers do not count."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _entry(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    if name in MODELS:
+        return MODELS[name]
+    near = difflib.get_close_matches(str(name), MODELS, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(f"name: unknown model {name!r}; {hint}Available: {', '.join(MODELS)}.")
+
+
+def _options(name: str) -> tuple[str, ...]:
+    builder, fixed = MODELS[name]
+    return tuple(
+        parameter.name
+        for parameter in inspect.signature(builder).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in fixed
+    )
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    known = _options(name)
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"options: {name!r} has no option {option!r}; "
+                f"its options: {', '.join(known) or 'none'}."
+            )
+
+
+def _takes_channels(builder: Callable[..., nn.Module]) -> bool:
+    return "in_channels" in inspect.signature(builder).parameters
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -1,0 +1,121 @@
+"""What every figure has: a style, a size, an alt text, and one way to become PNG bytes.
+
+The alt text is the figure's label: one sentence that says what is seen and holds no measured
+number, so that it is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from IPython import get_ipython
+from IPython.display import display
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+WIDTH = 7.0  # inches; 700 px at the default dpi, the width of a notebook cell
+DPI = 100
+
+# Okabe and Ito, "Color Universal Design", 2008: told apart in all common colour vision types.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000")
+BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW, BLACK = PALETTE
+GREY = "#8A8A8A"
+
+STYLE: Any = {
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.size": 11.0,
+    "axes.titlesize": 12.0,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 11.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=PALETTE),
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "legend.frameon": False,
+    "xtick.labelsize": 10.0,
+    "ytick.labelsize": 10.0,
+    "lines.linewidth": 2.0,
+    "image.cmap": "viridis",
+    "svg.hashsalt": "kdlab",
+}
+styled = matplotlib.rc_context(STYLE)  # as a decorator: the style inside, the reader's own outside
+
+
+@styled
+def new_figure(height: float = 3.0, width: float = WIDTH) -> Figure:
+    """Return an empty figure, ``width`` × ``height`` inches; its parts make room for each other."""
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def alt_text(figure: Figure) -> str:
+    """Return the sentence that says what ``figure`` shows ("" when it has none)."""
+    return str(figure.get_label() or "")
+
+
+@styled
+def png(figure: Figure, dpi: float = DPI) -> bytes:
+    """Return the figure as PNG bytes, the same for figures made alike (no version, no date).
+
+    ``savefig`` draws twice to find the size; the size is known here, so one drawing is enough.
+    """
+    stream, canvas, usual_dpi = io.BytesIO(), figure.canvas, figure.get_dpi()
+    try:
+        figure.set_dpi(dpi)
+        agg = FigureCanvasAgg(figure)
+        agg.draw()
+        Image.fromarray(np.asarray(agg.buffer_rgba())).save(stream, format="png")
+    finally:
+        figure.set_dpi(usual_dpi)
+        figure.set_canvas(canvas)
+    return stream.getvalue()
+
+
+def show(figure: Figure, alt: str | None = None, *, dpi: float = DPI) -> None:
+    """Display a figure with its alt text, which notebook tests compare and screen readers speak.
+
+    Args:
+        figure: any matplotlib figure.
+        alt: a sentence that says what is seen, without numbers that differ between machines;
+            by default the figure's own.
+        dpi: pixels per inch.
+
+    Raises:
+        ValueError: the figure has no alt text and none was given.
+    """
+    sentence = alt or alt_text(figure)
+    if not sentence:
+        raise ValueError("alt is missing: give a sentence that says what the figure shows")
+    if get_ipython() is None:
+        print(sentence)
+        return
+    picture = base64.b64encode(png(figure, dpi)).decode()
+    display(
+        {"image/png": picture, "text/plain": sentence},
+        metadata={"image/png": {"alt": sentence}},
+        raw=True,
+    )
+
+
+def labelled(figure: Figure, alt: str) -> Figure:
+    """Give a figure its alt text."""
+    figure.set_label(alt)
+    return figure
+
+
+def one_each(argument: str, names: Sequence[Any] | None, expected: int, of: str) -> None:
+    """Raise if ``names`` are given, but not ``expected`` many."""
+    if names is not None and len(names) != expected:
+        raise ValueError(
+            f"{argument} has {len(names)} entries; expected {expected}, one for each {of}"
+        )

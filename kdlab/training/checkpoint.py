@@ -1,0 +1,65 @@
+"""Checkpoints that are whole or absent, and that refuse to continue another run."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdlab.files import atomic_write
+
+
+def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Write ``state`` atomically: killed at any moment, the file is the old one or the new one."""
+    buffer = io.BytesIO()  # torch.save calls a full disk a RuntimeError; Python, an OSError
+    torch.save(state, buffer)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load_checkpoint(path: str | os.PathLike[str], identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the state stored at ``path``, if it belongs to the run that ``identity`` describes.
+
+    Nothing is unpickled but tensors and plain values.
+
+    Raises:
+        ValueError: the file is damaged, or it is another run's; the message says which settings
+            differ and what to do.
+    """
+    file = Path(path)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        stored = state["identity"]
+    except Exception as error:
+        raise ValueError(
+            f"checkpoint: {file.name} is damaged or no checkpoint of kdlab "
+            f"({type(error).__name__}); delete it to start anew"
+        ) from error
+    differing = [name for name in identity if stored.get(name) != identity[name]]
+    if differing:
+        listing = "; ".join(
+            f"{n}: {stored.get(n)!r} stored, {identity[n]!r} now" for n in differing
+        )
+        raise ValueError(
+            f"checkpoint: {file.name} belongs to another run ({listing}); "
+            "use the same settings to continue, or another path to start anew"
+        )
+    return state
+
+
+def try_to_save(path: str | os.PathLike[str], state: dict[str, Any]) -> bool:
+    """Save, or warn and go on when the disk refuses: training must not be lost to a full disk."""
+    try:
+        save_checkpoint(path, state)
+    except OSError as error:
+        warnings.warn(
+            f"checkpoint: {Path(path).name} could not be written ({error.strerror}); training "
+            "goes on without it. Free some space or choose a writable folder.",
+            stacklevel=3,
+        )
+        return False
+    return True

@@ -1,0 +1,388 @@
+"""The one training loop: for teachers, baselines and students alike."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.datasets import Data
+from kdlab.datasets.views import Augmentation
+from kdlab.distillers import Distiller
+from kdlab.losses.checks import unchecked_values
+from kdlab.metrics import accuracy, negative_log_likelihood
+from kdlab.training.device import fast_kernels, pick_device, pick_precision
+from kdlab.training.history import History, Run
+from kdlab.training.interrupt import Stop, deferred_interrupt
+from kdlab.training.predict import predict, visiting
+from kdlab.training.progress import Progress
+from kdlab.training.state import State
+from kdlab.training.step import Ask, Batches, CachedTeacher, LiveTeacher, Step, no_teacher
+from kdlab.training.teacher_outputs import TeacherOutputs, fingerprint
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda params, **options: torch.optim.SGD(
+        params, momentum=0.9, nesterov=True, **options
+    ),
+    "adamw": torch.optim.AdamW,
+}
+WARM_UP = 0.1  # share of all steps in which the learning rate climbs
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a callback is told after each step; reading a term's value makes a GPU wait."""
+
+    epoch: int
+    step: int
+    steps: int
+    terms: dict[str, Tensor]
+    model: nn.Module
+    history: History
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of one run, and what follows from them for each epoch and step."""
+
+    images: int
+    epochs: int
+    batch_size: int
+    lr: float
+    seed: int
+    views: int | None
+
+    @property
+    def steps(self) -> int:
+        """Steps per epoch; the last, incomplete batch of an epoch is dropped."""
+        return self.images // self.batch_size
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the order of the images in one epoch; it depends on the seed and the epoch."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(self.images, generator=generator)
+
+    def view(self, epoch: int) -> int:
+        """Return which view of the images an epoch shows."""
+        return epoch if self.views is None else epoch % self.views
+
+    def learning_rate(self, epoch: int, step: int) -> float:
+        """Return the learning rate of one step: a linear climb, then a cosine down to 0."""
+        total, now = self.epochs * self.steps, epoch * self.steps + step
+        climb = max(1, round(WARM_UP * total))
+        if now < climb:
+            return self.lr * (now + 1) / climb
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (now - climb) / max(1, total - climb)))
+
+
+@dataclass
+class Clock:
+    """Steps made and the time they took, validation and set-up excluded."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    _since: float = field(default=0.0, repr=False)
+
+    def __enter__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    distiller: Distiller | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    epochs: int = 20,
+    batch_size: int = 128,
+    lr: float = 0.1,
+    seed: int = 0,
+    optimizer: str = "sgd",
+    weight_decay: float = 5e-4,
+    device: str = "auto",
+    precision: str = "auto",
+    compile: bool = False,
+    augment: Augmentation | None = None,
+    views: int | None = None,
+    teacher_outputs: TeacherOutputs | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    validate: bool = True,
+    callbacks: Iterable[Callable[[Moment], None]] = (),
+    progress: bool = False,
+) -> Run:
+    """Train ``model`` on ``data.train``; with a distiller, under ``teacher``.
+
+    The learning rate climbs to ``lr`` over a tenth of all steps and falls to 0 along a cosine.
+    Each epoch shuffles anew and drops the last, incomplete batch. The same seed gives the same
+    run. An interrupt (Ctrl-C, the toolbar's square) ends it between two steps with a usable
+    model; with ``checkpoint`` the next call goes on from there bit for bit. Derived in lesson 01.
+
+    Args:
+        model: returns logits ``[B, C]`` for images ``[B, c, h, w]``; trained in place.
+        data: what to learn from; targets of -1 are unlabelled and count for the teacher alone.
+        distiller: the method; None trains on the labels alone.
+        teacher: who answers; frozen and in eval mode, whatever it was before.
+        epochs: passes over the training images.
+        batch_size: images per step.
+        lr: peak learning rate.
+        seed: shuffling and dropout.
+        optimizer: ``sgd`` (Nesterov, momentum 0.9) or ``adamw``.
+        weight_decay: on all parameters.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        compile: run the student through torch.compile; pays on a GPU in long runs.
+        augment: shows another view of each image in each epoch.
+        views: how many views there are; None means a new one each epoch. With a number, and a
+            method that needs only logits, the teacher is asked once per view and its answers are
+            kept.
+        teacher_outputs: such answers, made before with ``TeacherOutputs.build``.
+        checkpoint: a file, written after each epoch and when interrupted.
+        validate: measure ``val_accuracy`` and ``val_nll`` after each epoch (else after the last).
+        callbacks: called with a ``Moment`` after each step.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: an argument out of its range, a distiller without the teacher it needs (or the
+            reverse), a checkpoint of another run, a cache of another teacher or data set.
+    """
+    check_budget(epochs, batch_size, lr, optimizer, weight_decay, seed)
+    _check(model, data, distiller, teacher, augment, views)
+    target = pick_device(device)
+    dtype = pick_precision(precision, target)
+    lr, weight_decay = float(lr), float(weight_decay)  # a checkpoint holds no NumPy numbers
+    size = int(min(batch_size, len(data.train)))
+    plan = Plan(len(data.train), int(epochs), size, lr, int(seed), 1 if augment is None else views)
+    home = next(model.parameters()).device
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(_rng_devices(target)))
+        stack.enter_context(fast_kernels(target))
+        stack.enter_context(unchecked_values())
+        _seed(plan.seed, target)
+        stack.callback(lambda: model.to(home).eval())
+        batches = Batches(data.train, augment, target)
+        modules = {"model": model.to(target)}
+        _check_answers(model, data, target)
+        if distiller is not None:
+            example = batches(torch.arange(min(2, size), device=target), 0)
+            with visiting(model, target), visiting(teacher or model, target):
+                distiller.prepare(model, teacher, example)
+            modules["distiller"] = distiller.to(target)
+        identity: dict[str, Any] = {}
+        if checkpoint is not None:
+            identity = asdict(plan) | _identity(model, data, distiller, teacher)
+            identity |= {"optimizer": optimizer, "weight_decay": weight_decay}
+            identity |= {"augment": repr(augment)}
+        update = OPTIMIZERS[optimizer](
+            [p for module in modules.values() for p in module.parameters() if p.requires_grad],
+            lr=torch.tensor(lr) if compile else lr,
+            weight_decay=weight_decay,
+            fused=target.type in ("cpu", "cuda"),
+        )
+        ask = _asker(stack, teacher, data, distiller, plan, augment, teacher_outputs, target, dtype)
+        step = Step(model, distiller, ask, update, batches, dtype, compile)
+        stack.callback(step.close)
+        state = State(modules, update, identity, checkpoint)
+        state.resume()
+        bar = Progress((epochs - state.epoch) * plan.steps, "training", progress)
+        stack.enter_context(bar)
+
+        def score() -> dict[str, float]:
+            if not (validate or state.epoch == epochs):
+                return {}
+            logits = predict(model, data.val.x, device=target)
+            return {
+                "val_accuracy": accuracy(logits, data.val.y),
+                "val_nll": negative_log_likelihood(logits, data.val.y),
+            }
+
+        def tell(terms: dict[str, Tensor], epoch: int, number: int) -> None:
+            bar.advance()
+            for callback in callbacks:
+                callback(Moment(epoch, number, plan.steps, terms, model, state.history))
+
+        stop = stack.enter_context(deferred_interrupt())
+        clock = run_epochs(plan, state, step, score, tell, stop)
+        state.save()
+    interrupted = state.epoch < epochs
+    if interrupted:
+        _say_interrupted(state, plan)
+    micro_batch = step.micro_batch or size
+    facts = {"device": target.type, "precision": dtype, "micro_batch": micro_batch}
+    rate = clock.steps * size / clock.seconds if clock.seconds else math.nan
+    return Run(model, state.history, interrupted, clock.steps, clock.seconds, rate, facts)
+
+
+def run_epochs(
+    plan: Plan,
+    state: State,
+    step: Step,
+    score: Callable[[], dict[str, float]],
+    tell: Callable[[dict[str, Tensor], int, int], None],
+    stop: Stop,
+) -> Clock:
+    """Go from where ``state`` stands to the last epoch, or to the step after ``stop``: the loop.
+
+    Nothing in here waits for the device: the sums are read once, at the end of an epoch.
+    """
+    clock, size = Clock(), plan.batch_size
+    while state.epoch < plan.epochs and not stop.requested:
+        epoch, view = state.epoch, plan.view(state.epoch)
+        order = plan.order(epoch).to(step.batches.labels.device)
+        step.train()
+        with clock:
+            for number in range(state.step, plan.steps):
+                rate = plan.learning_rate(epoch, number)
+                terms = step(order[number * size : (number + 1) * size], view, rate)
+                state.add(terms)
+                clock.steps += 1
+                tell(terms, epoch, number + 1)
+                if stop.requested and number + 1 < plan.steps:
+                    return clock
+            row = state.end_epoch()
+        state.history.append(**row, lr=rate, **score())
+        state.save()
+    return clock
+
+
+def check_budget(
+    epochs: int, batch_size: int, lr: float, optimizer: str, weight_decay: float, seed: int
+) -> None:
+    """Raise ValueError that names the first of these arguments that is out of its range."""
+    for name, count, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1)):
+        _check_count(name, count, least)
+    _check_count("seed", seed, 0)
+    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+        if not isinstance(value, numbers.Real) or not math.isfinite(value) or value < 0:
+            raise ValueError(f"{name}: {value!r} came, expected a finite number, not negative")
+    if lr == 0:
+        raise ValueError("lr: 0 came, expected a positive number such as 0.1")
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer: {optimizer!r} came, expected one of {', '.join(OPTIMIZERS)}")
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Integral)
+        or not least <= value < 2**40
+    ):
+        raise ValueError(f"{name}: {value!r} came, expected a whole number from {least} on")
+
+
+def _check(
+    model: nn.Module,
+    data: Data,
+    distiller: Distiller | None,
+    teacher: nn.Module | None,
+    augment: Augmentation | None,
+    views: int | None,
+) -> None:
+    if views is not None:
+        _check_count("views", views, 1)
+    if views and views > 1 and augment is None:
+        raise ValueError(f"views: {views} came without augment; say how the views should differ")
+    if distiller is None and teacher is not None:
+        raise ValueError(
+            "teacher: it came without a distiller and would not be asked; "
+            "add one, as in fit(model, data, SoftTargets(), teacher=teacher)"
+        )
+    if teacher is model:
+        raise ValueError("teacher: it is the student itself; give copy.deepcopy(model)")
+    if distiller is not None and distiller.needs_teacher and teacher is None:
+        raise ValueError(f"teacher: {type(distiller).__name__} needs one, and none came")
+    if distiller is None and not (data.train.y >= 0).any():
+        raise ValueError("data: no training image has a label, and there is no teacher to ask")
+
+
+def _check_answers(model: nn.Module, data: Data, device: torch.device) -> None:
+    shape = list(predict(model, data.train.x[:2], device=device).shape)
+    if len(shape) != 2 or shape[1] < data.num_classes:
+        raise ValueError(
+            f"model: it answers {min(2, len(data.train))} images with shape {shape}, expected "
+            f"logits [B, {data.num_classes}]; build it with num_classes={data.num_classes}"
+        )
+
+
+def _asker(
+    stack: ExitStack,
+    teacher: nn.Module | None,
+    data: Data,
+    distiller: Distiller | None,
+    plan: Plan,
+    augment: Augmentation | None,
+    outputs: TeacherOutputs | None,
+    device: torch.device,
+    precision: str,
+) -> Ask:
+    if distiller is None or teacher is None:
+        return no_teacher
+    cacheable = plan.views is not None and distiller.needs_only_logits
+    if outputs is not None and not cacheable:
+        raise ValueError(
+            "teacher_outputs: they came, but this run needs a live teacher "
+            "(views is None, or the method reads inner layers)"
+        )
+    if cacheable:
+        views = plan.views or 1
+        if outputs is not None:
+            outputs.check(teacher, data, augment, views)
+        else:
+            outputs = TeacherOutputs.build(teacher, data, augment, views, device)
+        return CachedTeacher(outputs.to(device))
+    stack.enter_context(visiting(teacher, device))
+    live = LiveTeacher(teacher, distiller.teacher_taps, precision)
+    stack.callback(live.close)
+    if not torch.isfinite(predict(teacher, data.train.x[:64], device=device)).all():
+        raise ValueError("teacher: its logits hold NaN or infinity; was it trained well?")
+    return live
+
+
+def _identity(
+    model: nn.Module, data: Data, distiller: Distiller | None, teacher: nn.Module | None
+) -> dict[str, Any]:
+    shapes = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
+    return {
+        "model": f"{type(model).__name__} {shapes}",
+        "data": data.fingerprint,
+        "distiller": repr(distiller),
+        "teacher": fingerprint(teacher) if teacher is not None else None,
+    }
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed what ``fork_rng`` has set aside; torch.manual_seed would reseed every other device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def _rng_devices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+def _say_interrupted(state: State, plan: Plan) -> None:
+    kept = (
+        f"; call fit again with checkpoint={str(state.path)!r} to go on"
+        if state.path
+        else "; with checkpoint=... the next call could go on from here"
+    )
+    warnings.warn(
+        f"stopped in epoch {state.epoch + 1} of {plan.epochs} after step {state.step} of "
+        f"{plan.steps}: the model is usable as it is{kept}",
+        stacklevel=3,
+    )

@@ -1,0 +1,86 @@
+"""How far a run has come: everything that must survive an interrupt, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.training.checkpoint import load_checkpoint, try_to_save
+from kdlab.training.history import History
+
+
+class State:
+    """Epoch, step, weights, optimizer, random numbers and history of one run.
+
+    ``identity`` says which run this is; a checkpoint of another is refused.
+    """
+
+    def __init__(
+        self,
+        modules: dict[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        identity: dict[str, Any],
+        path: str | os.PathLike[str] | None,
+    ) -> None:
+        self.modules = modules
+        self.optimizer = optimizer
+        self.identity = identity
+        self.path = Path(path) if path else None
+        self.epoch = 0
+        self.step = 0
+        self.totals: dict[str, Tensor] = {}
+        self.history = History()
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Count one finished step; the sums stay on the device until the epoch ends."""
+        self.step += 1
+        for name, value in terms.items():
+            self.totals[name] = self.totals[name] + value if name in self.totals else value
+
+    def end_epoch(self) -> dict[str, float]:
+        """Return the epoch's mean of each term and of their sum, and begin the next epoch."""
+        means = {name: float(total) / self.step for name, total in self.totals.items()}
+        row = {"epoch": self.epoch, "loss": sum(means.values()), **means}
+        self.epoch, self.step, self.totals = self.epoch + 1, 0, {}
+        return row
+
+    def save(self) -> None:
+        """Write the checkpoint, if there is a path for it."""
+        if self.path is None:
+            return
+        device = self._device
+        state = {
+            "identity": self.identity,
+            "epoch": self.epoch,
+            "step": self.step,
+            "totals": self.totals,
+            "history": self.history.rows,
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
+        try_to_save(self.path, state)
+
+    def resume(self) -> None:
+        """Go to where the checkpoint stands, if there is one."""
+        if self.path is None or not self.path.exists():
+            return
+        state = load_checkpoint(self.path, self.identity)
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.totals = {name: total.to(self._device) for name, total in state["totals"].items()}
+        self.history.rows[:] = state["history"]
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        if state["rng_cuda"] is not None and self._device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng_cuda"], self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.modules["model"].parameters()).device

@@ -1,0 +1,173 @@
+"""The teacher's answers, computed once: a lookup by image and view instead of a forward pass."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from kdlab.datasets import Data
+from kdlab.datasets.views import Augmentation
+from kdlab.files import atomic_write
+from kdlab.training.device import pick_device
+from kdlab.training.predict import predict
+
+
+class TeacherOutputs:
+    """The logits of one teacher for K views of each training image.
+
+    Stored as float16 distances to each row's largest logit, which is kept in float32: float16 is
+    finest near 0, and that is where the classes lie that matter. The cache knows the teacher, the
+    data and the augmentation that it was made from, and refuses any other.
+
+    Attributes:
+        below: ``[K, N, C]`` float16, each logit minus its row's largest.
+        peak: ``[K, N, 1]`` float32, the largest logit of each row.
+        key: fingerprints of teacher, data and augmentation, and the number of views.
+    """
+
+    def __init__(self, below: Tensor, peak: Tensor, key: dict[str, str]) -> None:
+        self.below = below
+        self.peak = peak
+        self.key = key
+
+    @classmethod
+    def build(
+        cls,
+        teacher: nn.Module,
+        data: Data,
+        augment: Augmentation | None = None,
+        views: int = 1,
+        device: str | torch.device = "auto",
+    ) -> TeacherOutputs:
+        """Ask ``teacher`` about ``views`` views of every training image of ``data``.
+
+        Raises:
+            ValueError: views < 1, several views without augmentation, or a teacher that answers
+                with NaN or infinity.
+        """
+        if views < 1 or (views > 1 and augment is None):
+            raise ValueError(
+                f"views: {views} came, expected 1, or more together with an augmentation"
+            )
+        index = torch.arange(len(data.train))
+        below, peak = [], []
+        for view in range(views):
+            images = augment(data.train.x, index, view) if augment else data.train.x
+            logits = predict(teacher, images, device=device)
+            if not torch.isfinite(logits).all():
+                raise ValueError("teacher: its logits hold NaN or infinity; was it trained well?")
+            largest = logits.amax(dim=-1, keepdim=True)
+            peak.append(largest)
+            below.append((logits - largest).clamp_(min=-6e4).half())
+        key = cache_key(teacher, data, augment, views)
+        return cls(torch.stack(below), torch.stack(peak), key)
+
+    def to(self, device: torch.device) -> TeacherOutputs:
+        """Return the same cache on ``device``."""
+        return TeacherOutputs(self.below.to(device), self.peak.to(device), self.key)
+
+    def __call__(self, index: Tensor, view: int) -> Tensor:
+        """Return the logits ``[B, C]`` float32 of the images ``index`` in view ``view``."""
+        row = view % len(self.below)
+        return self.below[row, index].float() + self.peak[row, index]
+
+    def check(
+        self, teacher: nn.Module, data: Data, augment: Augmentation | None, views: int
+    ) -> None:
+        """Raise ValueError if this cache was made from anything else."""
+        self._compare(cache_key(teacher, data, augment, views))
+
+    def _compare(self, wanted: dict[str, str]) -> None:
+        differing = [name for name in wanted if self.key.get(name) != wanted[name]]
+        if differing:
+            others = " and another ".join(differing)
+            raise ValueError(
+                f"teacher_outputs: this cache was made with another {others}; build it anew "
+                "with TeacherOutputs.build(teacher, data, augment, views)"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the cache atomically as safetensors, its key in the header."""
+        tensors = {"below": self.below.cpu(), "peak": self.peak.cpu()}
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(save(tensors, metadata={"key": json.dumps(self.key)}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **expected: str) -> TeacherOutputs:
+        """Read a cache; ``expected`` is the wanted ``cache_key(...)`` or a part of it.
+
+        Raises:
+            ValueError: the file is damaged, or was made from something else.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                key = json.loads(file.metadata()["key"])
+                cache = cls(file.get_tensor("below"), file.get_tensor("peak"), key)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"path: {Path(path).name} is no whole cache of teacher outputs "
+                f"({type(error).__name__}); delete it and build it anew"
+            ) from error
+        cache._compare(expected)
+        return cache
+
+
+def cache_key(
+    teacher: nn.Module, data: Data, augment: Augmentation | None, views: int
+) -> dict[str, str]:
+    """Return what a cache of teacher outputs depends on, as short text by name."""
+    return {
+        "teacher": fingerprint(teacher),
+        "data set": data.fingerprint,
+        "augmentation": repr(augment),
+        "number of views": str(views),
+    }
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return 16 hex digits of a hash over the model's class and all its weights and buffers."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in model.state_dict().items():
+        array = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(array.shape)}{array.dtype}".encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def stored_teacher_outputs(
+    folder: str | os.PathLike[str],
+    teacher: nn.Module,
+    data: Data,
+    augment: Augmentation | None = None,
+    views: int = 1,
+    device: str = "auto",
+) -> TeacherOutputs:
+    """Return the cache kept in ``folder``, building and storing it where it is missing or damaged.
+
+    Two processes may do this at once: each writes a whole file, and either file is right. Where
+    the folder cannot be written, a warning says so and the cache serves this once.
+    """
+    key = cache_key(teacher, data, augment, views)
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = Path(folder) / f"teacher-outputs-{name}.safetensors"
+    try:
+        return TeacherOutputs.load(path, **key)
+    except (FileNotFoundError, ValueError):  # missing, or damaged and about to be replaced
+        cache = TeacherOutputs.build(teacher, data, augment, views, pick_device(device))
+    try:
+        cache.save(path)
+    except OSError as error:
+        warnings.warn(
+            f"teacher_outputs: {path.name} could not be written ({error.strerror}); the answers "
+            "are used but not kept. Free some space or choose a writable folder.",
+            stacklevel=2,
+        )
+    return cache

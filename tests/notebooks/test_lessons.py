@@ -1,0 +1,110 @@
+"""The lessons themselves: well formed, fresh, and sound under other parameters and offline."""
+
+import json
+import os
+from pathlib import Path
+
+import lint_notebooks
+import nbformat
+import papermill
+import pytest
+import rerun
+
+from kdlab.cli import parameters, running
+from kdlab.lab import MIME
+
+FOLDER = Path(os.environ.get("KDLAB_NOTEBOOKS", Path(__file__).parents[2] / "notebooks"))
+LESSONS = sorted(FOLDER.glob("*.ipynb"))
+SEED_ONLY = ({"seed": "1"}, {"seed": "3"})
+# two other ways to run each lesson, all in the fast profile; by file name
+VARIANTS = {
+    "00_start_here": SEED_ONLY,
+    "01_soft_targets": (
+        {"dataset": "digits", "seed": "1"},
+        {"temperature": "2.0", "seed": "3"},
+    ),
+    "02_broken_distillers": SEED_ONLY,
+}
+
+lessons = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+runs = pytest.mark.parametrize(
+    ("lesson", "given"),
+    [(path, given) for path in LESSONS for given in VARIANTS.get(path.stem, ())],
+    ids=lambda x: x.stem if isinstance(x, Path) else "-".join(f"{k}={v}" for k, v in x.items()),
+)
+
+
+def declared(lesson):
+    return parameters.read(nbformat.read(lesson, 4))
+
+
+def test_every_lesson_has_variants():
+    assert LESSONS, f"no lesson in {FOLDER}"
+    assert {path.stem for path in LESSONS} <= VARIANTS.keys()
+    assert all(len(variants) == 2 for variants in VARIANTS.values())
+
+
+@lessons
+def test_well_formed(lesson):
+    assert lint_notebooks.lint(lesson) == []
+
+
+@lessons
+def test_outputs_belong_to_the_source(lesson):
+    assert rerun.stale(lesson) == []
+
+
+@pytest.mark.notebook
+@runs
+def test_runs_with_other_parameters_and_no_network(lesson, given, tmp_path, offline):
+    known = declared(lesson)
+    values = parameters.accept(known, given)
+    assert any(values[name] != known[name].default for name in values), "nothing is varied"
+    values |= parameters.accept(known, {"profile": "fast"})
+    output = tmp_path / "runs" / lesson.name
+    executed = running.run_lesson(lesson, output, values, timeout=300, progress=False)
+    assert offline.read_text() == "", "the lesson tried to reach the network"
+    shown = [o for cell in executed.cells for o in cell.get("outputs", [])]
+    kept = [o["data"][MIME] for o in shown if MIME in o.get("data", {})]
+    on_disk = list(output.parent.glob("*.json"))
+    assert len(on_disk) == 1, "lab.record leaves one report beside the run"
+    report = json.loads(on_disk[0].read_text())
+    names = [entry["name"] for entry in report["records"]]
+    assert sorted({entry["name"] for entry in kept}) == sorted(names) and names
+    assert {k: report["parameters"][k] for k in values} == values
+
+
+@lessons
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"sead": "1"}, "did you mean 'seed'"),
+        ({"seed": "-1"}, "out of range"),
+        ({"seed": "one"}, "expected int"),
+        ({"profile": "huge"}, "one of 'fast', 'full'"),
+    ],
+    ids=["unknown", "range", "type", "choice"],
+)
+def test_wrong_parameters_are_refused_before_a_kernel_starts(lesson, given, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parameters.accept(declared(lesson), given)
+
+
+@pytest.mark.notebook
+@lessons
+@pytest.mark.parametrize("values", [{"sead": 1}, {"seed": -1}], ids=["unknown", "range"])
+def test_papermill_alone_cannot_pass_wrong_parameters(lesson, values, tmp_path, offline):
+    notebook = nbformat.read(lesson, 4)
+    last = next(n for n, c in enumerate(notebook.cells) if "lab.start(globals()" in c.source)
+    notebook.cells = notebook.cells[: last + 1]  # the refusal must come from here
+    short = tmp_path / lesson.name
+    nbformat.write(notebook, short)
+    with pytest.raises(papermill.PapermillExecutionError, match=next(iter(values))):
+        papermill.execute_notebook(
+            str(short),
+            None,
+            values,
+            kernel_name="python3",
+            progress_bar=False,
+            execution_timeout=60,
+        )

@@ -1,0 +1,286 @@
+"""The command line: what it refuses before anything runs, what it writes, what it says."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from typer.testing import CliRunner
+
+from kdlab import cli
+from kdlab.cli import doctor, pages, parameters, running
+from kdlab.cli.parameters import Parameter
+
+PARAMETERS = """\
+profile: str = "fast"  # fast or full
+seed: int = 0  # of everything random
+dataset: str = "glyphs"  # any set, or a path
+method: str = "kd"  # what is compared
+temperature: float = 4.0  # softens the teacher
+hidden: list[int] = [32]  # widths
+limit: int | None = None  # images
+shuffle: bool = True  # the batches"""
+START = """\
+from kdlab import lab
+lab = lab.start(globals(), lesson="tiny", method=["kd", "dkd"], temperature=(1, 20),
+                hidden=(1, 256), dataset=None, limit=None, shuffle=None)"""
+BODY = 'lab.record("softness", temperature + seed)'
+
+
+def lesson_at(path, *body, title="Tiny lesson"):
+    first = new_code_cell(PARAMETERS)
+    first.metadata["tags"] = ["parameters"]
+    text = new_markdown_cell(f"# {title}\nLoss $L = T^2$ and [next](b.ipynb).")
+    cells = [text, first, *map(new_code_cell, body)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.fixture
+def kdlab(tmp_path, monkeypatch):
+    """Run the command in an empty folder; gives exit code and all it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        result = CliRunner().invoke(cli.app, list(map(str, words)))
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, re.sub(r"\s+", " ", result.output)
+
+    return call
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    source = (
+        "import sys, kdlab.cli; heavy = {'torch', 'numpy', 'matplotlib', 'papermill', 'nbformat'};"
+        "sys.exit(', '.join(heavy & sys.modules.keys()) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_declared_parameters_and_their_limits(tmp_path):
+    found = parameters.read(nbformat.read(lesson_at(tmp_path / "a.ipynb", START), 4))
+    assert list(found) == re.findall(r"^(\w+):", PARAMETERS, re.M)
+    assert found["temperature"] == Parameter("temperature", "float", 4.0, (1, 20))
+    assert found["method"].limits == ["kd", "dkd"]
+    assert found["seed"].limits == (0, 2**31 - 1) and found["dataset"].limits is None
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("seed=7", 7),
+        ("temperature=2", 2.0),
+        ("temperature=1e1", 10.0),
+        ("dataset=007", "007"),
+        ("dataset=none", "none"),
+        ("method=dkd", "dkd"),
+        ("hidden=[64, 32]", [64, 32]),
+        ("limit=none", None),
+        ("limit=5", 5),
+        ("shuffle=false", False),
+        ("profile=full", "full"),
+    ],
+)
+def test_what_is_typed_is_read_as_the_declared_type(tmp_path, word, value):
+    declared = parameters.read(nbformat.read(lesson_at(tmp_path / "a.ipynb", START), 4))
+    (got,) = parameters.accept(declared, cli.split_assignments([word])).values()
+    assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("temprature=2", "unknown parameter 'temprature'; did you mean 'temperature'?"),
+        ("zzz=2", "unknown parameter 'zzz'; this lesson has: profile, seed"),
+        ("seed=x", "seed=x: expected int, default 0, from 0 to"),
+        ("seed=1.5", "seed=1.5: expected int"),
+        ("seed=true", "seed=true: expected int"),
+        ("seed=-1", "seed=-1: out of range"),
+        ("temperature=0.5", "out of range, expected float, default 4.0, from 1 to 20"),
+        ("temperature=nan", "temperature=nan: expected float"),
+        ("method=ttm", "one of 'kd', 'dkd'"),
+        ("hidden=[64, 1000]", "out of range"),
+        ("hidden=64", "expected list[int]"),
+        ("hidden=[1.5]", "expected list[int]"),
+        ("shuffle=1", "expected bool"),
+        ("profile=huge", "one of 'fast', 'full'"),
+        ("seed", "expected NAME=VALUE"),
+        ("=3", "expected NAME=VALUE"),
+    ],
+)
+def test_wrong_parameters_end_before_anything_runs(tmp_path, kdlab, monkeypatch, word, complaint):
+    lesson_at(tmp_path / "a.ipynb", START)
+    monkeypatch.setattr(running, "run_lesson", lambda *a, **k: pytest.fail("it ran"))
+    code, told = kdlab("run", "a.ipynb", "-p", word)
+    assert code == 1 and complaint in told
+
+
+def test_wrong_input_is_told_in_a_sentence(tmp_path, kdlab):
+    lesson = lesson_at(tmp_path / "notebooks" / "01_a.ipynb", START)
+    lesson_at(tmp_path / "notebooks" / "01_b.ipynb", START)
+    (tmp_path / "no.ipynb").write_text("{")
+    for words, complaint in [
+        (["run", "02"], "no such notebook; give a path or one of: 01_a, 01_b"),
+        (["run", "01"], "several fit: 01_a, 01_b"),
+        (["run", "no.ipynb"], "is not a Jupyter notebook"),
+        (["run", "01_a", "-o", lesson], "is the lesson itself"),
+        (["run", "01_a", "-p", "seed=1", "-p", "seed=2"], "'seed' came twice"),
+        (["course", "out", "--lessons", "nowhere"], "no notebook in nowhere"),
+        (["data", "fetch", "cifar"], "unknown data set 'cifar'"),
+        (["teachers", "nobody", "--rebuild"], "'nobody'"),
+    ]:
+        code, told = kdlab(*words)
+        assert code == 1 and complaint in told, told
+    plain = lesson_at(tmp_path / "plain.ipynb")
+    notebook = nbformat.read(plain, 4)
+    notebook.cells[1].source = "seed = 1"
+    nbformat.write(notebook, plain)
+    assert "expected `name: type = literal" in kdlab("run", "plain.ipynb")[1]
+
+
+def test_a_run_has_its_own_folder_and_leaves_the_lesson_alone(tmp_path, kdlab):
+    lesson = lesson_at(tmp_path / "notebooks" / "01_tiny.ipynb", START, BODY)
+    before = lesson.read_bytes()
+    code, told = kdlab("run", "01", "-p", "temperature=2", "-p", "seed=3", "--profile", "fast")
+    assert code == 0, told
+    (output,) = tmp_path.glob("build/runs/*/01_tiny.ipynb")
+    assert output.parent.name == "01_tiny--profile-fast--seed-3--temperature-2.0"
+    report = json.loads((output.parent / "tiny.json").read_text())
+    assert report["records"] == [{"name": "softness", "value": 5.0}]
+    assert lesson.read_bytes() == before and "KDLAB_RECORDS" not in running.os.environ
+
+
+def test_a_failing_cell_is_named(tmp_path, kdlab):
+    lesson_at(tmp_path / "a.ipynb", "x = 1", "y = 2\n1 / (x - 1)")
+    code, told = kdlab("run", "a.ipynb", "-o", "out/a.ipynb")
+    assert code == 1
+    for part in ("code cell 3", "“Tiny lesson”", "ZeroDivisionError: division", "| 1 / (x - 1)"):
+        assert part in told
+    assert (tmp_path / "out" / "a.ipynb").is_file()
+
+
+def test_a_slow_cell_is_given_up(tmp_path, kdlab):
+    lesson_at(tmp_path / "a.ipynb", "import time; time.sleep(60)")
+    start = time.perf_counter()
+    code, told = kdlab("run", "a.ipynb", "--timeout", 1)
+    assert code == 1 and "longer than 1 s" in told and time.perf_counter() - start < 40
+
+
+def test_the_course_as_pages(tmp_path, kdlab):
+    picture = "from matplotlib.figure import Figure\nf = Figure((1, 1)); f.subplots(); f"
+    lesson_at(tmp_path / "notebooks" / "a.ipynb", picture, title="First <one>")
+    lesson_at(tmp_path / "notebooks" / "b.ipynb", "raise KeyError('lost')", title="Second")
+    code, told = kdlab("course", "out")
+    assert code == 1 and "2 lessons, 1 failed" in told and "KeyError: 'lost'" in told
+    index = (tmp_path / "out" / "index.html").read_text()
+    assert 'href="a.html">First &lt;one&gt;' in index and "failed" in index and "done" in index
+    page = (tmp_path / "out" / "a.html").read_text()
+    assert "data:image/png" in page and 'href="b.html"' in page
+    assert re.search(r'<img [^>]*alt="L = T\^2"[^>]* src="data:image/svg', page)
+    for text in (page, index):  # nothing is fetched when the page opens
+        assert not re.search(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?https?:", text)
+        assert not re.search(r"@import|import\([\"']?http|url\([\"']?https?:", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "alternatives"),
+    [
+        ("$T^2$ and $\\frac{a}{b}$", ["T^2", "\\frac{a}{b}"]),
+        ("$$\n\\begin{aligned} a &= b \\\\ c &= d \\end{aligned}\n$$", ["a = b", "c = d"]),
+        ("$\\lVert z \\rVert$", ["\\lVert z \\rVert"]),
+        ("costs $5 and $6", []),
+        ("`$T$`\n```\n$T$\n```", []),
+        ("a | $|x|$ | b", ["&#124;x&#124;"]),
+    ],
+    ids=["inline", "rows", "synonym", "money", "code", "table"],
+)
+def test_formulas_are_drawn(text, alternatives):
+    drawn = pages.prepare_markdown(text)
+    assert re.findall(r'alt="(.*?)"', drawn) == alternatives
+    for svg in re.findall(r"base64,([^\"]+)", drawn):
+        assert b"<path" in base64.b64decode(svg)
+    if not alternatives:
+        assert drawn == text
+
+
+def test_a_formula_that_cannot_be_drawn_stays_readable():
+    drawn = pages.prepare_markdown(r"$\underbrace{a < b}_{c}$")
+    assert drawn == r"<code>\underbrace{a &lt; b}_{c}</code>"
+
+
+def test_doctor(kdlab, monkeypatch, tmp_path):
+    code, told = kdlab("doctor")
+    assert code == 0, told
+    for name in ("torch", "device", "precision", "threads", "memory", "cache", "kernel"):
+        assert f" {name} " in told
+    code, told = kdlab("doctor", "--json")
+    report = json.loads(told)
+    assert report["fit"] is True and {f["state"] for f in report["findings"]} <= {"ok", "change"}
+
+
+def test_doctor_says_what_is_missing_and_goes_on(kdlab, monkeypatch):
+    def broken():
+        raise RuntimeError("no driver")
+
+    needs = ["no-such-package>=1", "numpy>=99", "pytest>=1; extra == 'dev'"]
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: needs)
+    broken.__name__ = "check_device"
+    monkeypatch.setattr(doctor, "CHECKS", (broken, doctor.check_packages, doctor.check_memory))
+    code, told = kdlab("doctor")
+    assert code == 1
+    assert "missing device RuntimeError: no driver" in told
+    assert "missing no-such-package" in told and "missing numpy" in told and "pytest" not in told
+    assert "GiB free" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "name", "advice"),
+    [
+        (
+            lambda m: m.setattr(doctor, "usable_cores", lambda: 1),
+            "device",
+            "threads",
+            "OMP_NUM_THREADS=1",
+        ),
+        (
+            lambda m: m.setattr(doctor.os, "access", lambda *a: False),
+            "cache",
+            "cache",
+            "KDLAB_DATA_DIR",
+        ),
+        (lambda m: m.setattr(doctor, "GIB", 2**60), "memory", "memory", "close other kernels"),
+        (
+            lambda m: m.setenv("CHROMIUM", "nowhere"),
+            "browser",
+            "chromium",
+            "apt-get install chromium",
+        ),
+    ],
+    ids=["threads", "cache", "memory", "chromium"],
+)
+def test_doctor_says_what_to_change(monkeypatch, change, check, name, advice):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    change(monkeypatch)
+    found = {finding.name: finding for finding in getattr(doctor, f"check_{check}")()}
+    assert found[name].state == doctor.CHANGE and advice in found[name].advice
+    assert doctor.is_fit(list(found.values()))
+
+
+def test_data_sets_are_listed(kdlab, monkeypatch, tmp_path):
+    monkeypatch.setenv("KDLAB_DATA_DIR", str(tmp_path))
+    code, told = kdlab("data")
+    assert code == 0 and "digits comes with kdlab" in told
+    assert "cifar10 needs a download" in told and "fashion_mnist needs a download" in told
+    (tmp_path / "cifar-10-binary.tar.gz").touch()
+    told = kdlab("data")[1]
+    assert "cifar10 cached" in told and "cifar100 needs a download" in told
+    code, told = kdlab("data", "fetch", "digits")
+    assert code == 0 and "10 classes" in told
