@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TORCH  := 2.13.0
 
-.PHONY: lab test course notebooks teachers bench lock browser clean
+.PHONY: setup lab test course notebooks teachers bench lock clean
 .DEFAULT_GOAL := lab
 
 $(READY): pyproject.toml requirements.lock
@@ -15,6 +15,8 @@ $(READY): pyproject.toml requirements.lock
 	$(BIN)/python -m ipykernel install --prefix $(VENV) --name kdlab --display-name "kdlab" >/dev/null
 	@touch $@
 
+setup: $(READY)          ## the environment alone
+
 lab: $(READY)            ## open the course
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
@@ -22,9 +24,8 @@ test: $(READY)           ## everything that is proved
 	$(BIN)/ruff check kdlab tests notebooks tools benchmarks
 	$(BIN)/ruff format --check kdlab tests tools benchmarks
 	$(BIN)/mypy kdlab
-	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest -p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout=300 \
-	  --nbval-sanitize-with tests/notebooks/sanitize.cfg notebooks
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	  --nbval-sanitize-with tests/notebooks/sanitize.cfg tests notebooks
 
 course: $(READY)         ## run every lesson, write HTML pages to build/course
 	$(BIN)/kdlab course build/course

@@ -43,7 +43,7 @@ ALLOWED_NUMBER = re.compile(
 )
 TYPED_RESULT = re.compile(r"(?<![\w.])\d+\.\d+(?:\s?%)?|(?<![\w.])\d+\s?%")
 NOTEBOOK_LINK = re.compile(r"\]\(([^)#:\s]+\.ipynb)(?:#[^)]*)?\)")
-START = re.compile(r"(?:kdlab\.)?lab\.start\(globals\(\)")
+START = re.compile(r"(?:\w+\.)*start\(globals\(\)")
 HELP = re.compile(r"#\s*(.*)$")
 
 

@@ -1,5 +1,7 @@
 """Look at this machine as a lesson will find it, and say what to change."""
 
+from __future__ import annotations
+
 import importlib.metadata
 import os
 import shutil
@@ -7,9 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OK, CHANGE, MISSING = "ok", "change", "missing"
 SHOWN = ("torch", "numpy", "jupyterlab", "ipywidgets", "matplotlib", "papermill")
+HARDWARE = ("device", "precision", "threads", "memory")
 GIB = 2**30
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -32,6 +39,16 @@ def examine() -> list[Finding]:
 def is_fit(findings: list[Finding]) -> bool:
     """Return whether everything that the lessons need is there."""
     return all(finding.state != MISSING for finding in findings)
+
+
+def table() -> pd.DataFrame:
+    """Return what a lesson shows of the report: the hardware, and whatever should be changed."""
+    import pandas as pd
+
+    shown = [f for f in examine() if f.state != OK or f.name in HARDWARE]
+    rows = [(f.name, f.state, f.found, f.advice or "–") for f in shown]
+    columns = ["what", "state", "found", "what to do"]
+    return pd.DataFrame(rows, columns=columns).set_index("what")
 
 
 def check_python() -> Iterator[Finding]:

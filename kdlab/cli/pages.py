@@ -131,16 +131,16 @@ def _formula(match: re.Match[str]) -> str:
     if match["inline"]:
         return _picture(match["inline"])
     lines = [WRAPPING.sub("", line).replace("&", "") for line in match["row"].split(r"\\")]
-    pictures = [_picture(" ".join(line.split())) for line in lines if line.strip()]
+    pictures = [_picture(" ".join(line.split()), r"\dfrac") for line in lines if line.strip()]
     return "\n\n" + "".join(f'<div class="formula-row">{p}</div>' for p in pictures) + "\n\n"
 
 
 @cache
-def _picture(latex: str) -> str:
+def _picture(latex: str, fraction: str = r"\frac") -> str:
     from matplotlib import rc_context
     from matplotlib.mathtext import math_to_image
 
-    drawable, svg = latex, io.BytesIO()
+    drawable, svg = latex.replace(r"\frac", fraction), io.BytesIO()
     for theirs, ours in SYNONYMS.items():
         drawable = re.sub(theirs, ours, drawable)
     try:

@@ -78,6 +78,7 @@ def run_lesson(
                 cwd=str(lesson.resolve().parent),
                 execution_timeout=timeout,
                 start_timeout=120,
+                extra_arguments=["--log-level=ERROR"],  # it warns of TCP on every start
             )
         except papermill.PapermillExecutionError as error:
             raise LessonFailed(_explain(error, lesson, output)) from None

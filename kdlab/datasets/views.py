@@ -29,8 +29,10 @@ class Augmentation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.shift < 0:
-            raise ValueError(f"shift: {self.shift} came, expected 0 or more pixels")
+        if type(self.shift) is not int or self.shift < 0:
+            raise ValueError(f"shift: {self.shift!r} came, expected a whole number from 0 on")
+        if type(self.seed) is not int:
+            raise ValueError(f"seed: {self.seed!r} came, expected a whole number")
 
     def __call__(self, images: Tensor, index: Tensor, view: int) -> Tensor:
         """Return view number ``view`` of a batch.

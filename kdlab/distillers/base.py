@@ -46,7 +46,11 @@ class Distiller(nn.Module):
         return not self.teacher_taps
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None, example: Tensor) -> None:
-        """Build adapters from one example batch ``[B, c, h, w]``. Called once, before training."""
+        """Build adapters from one example batch ``[B, c, h, w]``.
+
+        Called once, before training, with both models in eval mode on the example's device and
+        without gradients.
+        """
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, targets: Tensor

@@ -20,7 +20,7 @@ from kdlab.models import MLP, build_for
 from kdlab.training import TeacherOutputs, predict
 from kdlab.training.stacked import fit_stacked
 
-COLDEST, HOTTEST = 0.5, 32.0
+COLDEST, HOTTEST = 0.5, 16.0
 HIDDEN = (32,)
 
 
@@ -132,7 +132,7 @@ class RetrainingExplorer(Explorer):
         axis.plot(result.temperature, now.mean, "o", color=plots.ORANGE, ms=9, zorder=5)
         axis.set_xscale("log", base=2)
         axis.set_xlim(COLDEST * 0.85, HOTTEST * 1.18)
-        ticks = [2.0**power for power in range(-1, 6)]
+        ticks = [2.0**power for power in range(-1, 5)]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         low = min(labels.low, *(point.accuracies.min() for point in points))
         axis.set_ylim(math.floor(low * 20 - 0.4) / 20, 1.0)

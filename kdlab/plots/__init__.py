@@ -2,6 +2,7 @@
 
 from kdlab.plots.charts import (
     curves,
+    hard_and_soft,
     interval_points,
     interval_table,
     name_bars,
@@ -49,6 +50,7 @@ __all__ = [
     "class_matrix",
     "curves",
     "draw_image",
+    "hard_and_soft",
     "heatmap",
     "image_grid",
     "interval_points",

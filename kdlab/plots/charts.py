@@ -23,6 +23,7 @@ from kdlab.plots.figures import (
     one_each,
     styled,
 )
+from kdlab.plots.grids import draw_image
 
 
 @styled
@@ -65,6 +66,37 @@ def probability_bars(
     axis.tick_params(axis="x", length=0)
     axis.set_ylabel("probability")
     return bars
+
+
+@styled
+def hard_and_soft(
+    image: np.ndarray, label: int, probabilities: ArrayLike, classes: Sequence[str]
+) -> Figure:
+    """Draw distillation in one picture: an image, what its label says, what its teacher says.
+
+    Args:
+        image: [h, w] or [h, w, 3], values in [0, 1].
+        label: number of the true class.
+        probabilities: [C], the teacher's.
+        classes: C names.
+    """
+    figure = new_figure(height=2.5)
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.6, 1.6))
+    draw_image(left, image)
+    left.set_title("the image", loc="center")
+    certain = np.eye(len(classes))[label]
+    probability_bars(middle, certain, classes, highlight=label)
+    middle.set_title("what the label says", loc="center")
+    probability_bars(right, probabilities, classes, highlight=label)
+    right.set_title("what the teacher says", loc="center")
+    for text, share in zip(right.texts, np.asarray(probabilities), strict=True):
+        text.set_visible(bool(share >= 0.05))  # smaller ones would touch each other
+    for axis in (middle, right):
+        axis.set_xlim(-1, len(classes))
+    right.set_ylabel("")
+    return labelled(
+        figure, "An image, its label as one full bar, and its teacher's answer as several bars."
+    )
 
 
 def name_bars(axis: Axes, names: Sequence[str]) -> None:

@@ -176,7 +176,7 @@ def fit(
         _check_answers(model, data, target)
         if distiller is not None:
             example = batches(torch.arange(min(2, size), device=target), 0)
-            with visiting(model, target), visiting(teacher or model, target):
+            with torch.no_grad(), visiting(model, target), visiting(teacher or model, target):
                 distiller.prepare(model, teacher, example)
             modules["distiller"] = distiller.to(target)
         identity: dict[str, Any] = {}

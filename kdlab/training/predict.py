@@ -31,7 +31,10 @@ def predict(
 
 def channels_last(images: Tensor) -> Tensor:
     """Return 4-D images in the memory order in which convolutions are fastest."""
-    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
+    if images.dim() != 4 or images.stride(1) == 1:
+        return images
+    # not .contiguous(): it leaves images of one channel as they are, in the strides of the slow way
+    return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
 
 
 class visiting:

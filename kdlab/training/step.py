@@ -13,6 +13,7 @@ from kdlab.datasets.views import Augmentation
 from kdlab.distillers import Distiller, Outputs
 from kdlab.losses import hard_label_loss
 from kdlab.models import Taps
+from kdlab.training.predict import channels_last
 from kdlab.training.teacher_outputs import TeacherOutputs
 
 Ask = Callable[[Tensor, Tensor, int], Outputs | None]
@@ -32,8 +33,7 @@ class Batches:
         images = self.rows.index_select(0, index).permute(0, 3, 1, 2)
         if self.augment is None:
             return images
-        images = self.augment(images, index, view)
-        return images.contiguous(memory_format=torch.channels_last)
+        return channels_last(self.augment(images, index, view))
 
 
 class LiveTeacher:
@@ -74,7 +74,9 @@ class Step:
     """Forward, backward and update for one batch.
 
     When memory runs out the micro-batch is halved and the gradients are accumulated, with a
-    warning: each further step then takes as many passes as it needs.
+    warning: each further step then takes as many passes as it needs. A term that is more than a
+    mean over the images (a mean over the labelled ones, correlations along the batch) is then
+    the mean of its values on the micro-batches.
     """
 
     def __init__(

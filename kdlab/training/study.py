@@ -168,7 +168,7 @@ def _run_all(
     apart: dict[str, _Line] = {}
     for name, line in lines.items():
         example = build_student(line.student, line.data, seeds[0])
-        known = set(line.options) <= STACK_OPTIONS
+        known = set(line.options) - {"device"} <= STACK_OPTIONS
         if known and _on_cpu(line) and stackable(example, line.distiller):
             yield from _stacked_rows(name, line, seeds)
         else:
@@ -210,7 +210,7 @@ def _stacked_rows(name: str, line: _Line, seeds: list[int]) -> Iterator[dict[str
         line.distiller,
         seeds=seeds,
         teacher_outputs=line.outputs,
-        **line.options,
+        **{name: value for name, value in line.options.items() if name in STACK_OPTIONS},
     )
     for model, seed in zip(models, seeds, strict=True):
         yield _measured(name, line, seed, model)

@@ -19,6 +19,7 @@ from torch import nn
 
 from kdlab.datasets import Data
 from kdlab.datasets import load as load_data
+from kdlab.datasets.views import Augmentation
 from kdlab.files import atomic_write, cache_folder, project_folder
 from kdlab.metrics import evaluate
 from kdlab.models import build_for, count_parameters
@@ -31,21 +32,23 @@ from kdlab.training.predict import predict
 class Recipe:
     """How a teacher is made.
 
-    ``any_seed`` says that another seed draws other images of the same kind, none of which this
-    teacher has seen; false where a seed only deals the same images out anew.
+    ``shift`` moves the training images by up to so many pixels, anew in each epoch. ``any_seed``
+    says that another seed draws other images of the same kind, none of which this teacher has
+    seen; false where a seed only deals the same images out anew.
     """
 
     model: str
     model_options: dict[str, Any] = field(default_factory=dict)
     fit_options: dict[str, Any] = field(default_factory=dict)
+    shift: int = 0
     any_seed: bool = False
 
 
 RECIPES = {
-    "glyphs": Recipe("cnn_large", fit_options={"epochs": 12, "lr": 0.1}, any_seed=True),
+    "glyphs": Recipe("cnn_large", fit_options={"epochs": 20}, shift=2, any_seed=True),
     "digits": Recipe("mlp", {"hidden": [256, 256]}, {"epochs": 40, "batch_size": 64, "lr": 0.05}),
 }
-OTHERS = Recipe("cnn_large", fit_options={"epochs": 12, "lr": 0.1})
+OTHERS = Recipe("cnn_large", fit_options={"epochs": 12}, shift=2)
 
 
 def load_teacher(data: Data, *, progress: bool = True) -> tuple[nn.Module, dict[str, Any]]:
@@ -157,7 +160,8 @@ def _train_and_keep(
 ) -> tuple[nn.Module, dict[str, Any]]:
     model = _build(data, recipe)
     started = time.perf_counter()
-    run = fit(model, data, **recipe.fit_options, validate=False, progress=progress)
+    augment = Augmentation(recipe.shift) if recipe.shift else None
+    run = fit(model, data, augment=augment, **recipe.fit_options, validate=False, progress=progress)
     if run.interrupted:
         raise KeyboardInterrupt("the teacher's training was stopped; nothing was kept")
     card = _card(model, data, recipe, time.perf_counter() - started)

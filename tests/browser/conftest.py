@@ -33,16 +33,21 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
 )
-LIGHT, DARK = "JupyterLab Light", "JupyterLab Dark"
 
-# the toolbar says "idle" before there is a kernel, so ask the session itself
+# the toolbar says "idle" before there is a kernel, so ask the session itself; playwright gives an
+# evaluation no time limit, and a lesson without a kernel name would wait for a dialog for ever
 KERNEL_READY = """async () => {
-  await window.jupyterapp.restored;
-  const panel = window.jupyterapp.shell.currentWidget;
-  await panel.context.ready;
-  await panel.revealed;
-  await panel.sessionContext.ready;
-  await panel.sessionContext.session.kernel.info;
+  const ready = async () => {
+    await window.jupyterapp.restored;
+    const panel = window.jupyterapp.shell.currentWidget;
+    await panel.context.ready;
+    await panel.revealed;
+    await panel.sessionContext.ready;
+    await panel.sessionContext.session.kernel.info;
+    return true;
+  };
+  const late = new Promise(resolve => setTimeout(() => resolve(false), 60000));
+  return await Promise.race([ready(), late]);
 }"""
 # not awaited: with a dialog open the command would never return
 RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }"
@@ -59,8 +64,7 @@ STATE = """() => {
     errors: errors.map(e => `${e.ename}: ${e.evalue}`),
   };
 }"""
-CLEAR_OUTPUTS = "() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')"
-THEME = "name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})"
+CLEAR_OUTPUTS = "() => { window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs'); }"
 
 
 @dataclass(frozen=True)
@@ -164,12 +168,13 @@ def open_lesson(browser, lab_server):
     pages = []
 
     def open_and_run(name: str, seconds: int = 300):
+        assert (NOTEBOOKS / name).is_file(), f"{name} is not in {NOTEBOOKS}"
         page = browser.new_page(viewport={"width": 1280, "height": 960}, device_scale_factor=1.5)
         pages.append(page)
         page.set_default_timeout(60_000)
         page.goto(f"{lab_server.address}/lab/tree/{name}?reset&token={lab_server.token}")
         page.wait_for_selector(".jp-NotebookPanel .jp-Notebook")
-        page.evaluate(KERNEL_READY)
+        assert page.evaluate(KERNEL_READY), f"{name} got no kernel within a minute"
         page.evaluate(CLEAR_OUTPUTS)
         page.evaluate(RUN_ALL)
         state, deadline = {"errors": []}, time.monotonic() + seconds

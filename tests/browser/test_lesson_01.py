@@ -3,13 +3,16 @@
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
-from conftest import DARK, LIGHT, NOTEBOOKS, ROOT, THEME
 
+ROOT = Path(__file__).parents[2]
 LESSON = "01_soft_targets.ipynb"
 SHOTS = ROOT / "build" / "screenshots"
 README_PICTURE = ROOT / "docs" / "pictures" / "explorer.png"
+LIGHT, DARK = "JupyterLab Light", "JupyterLab Dark"
+THEME = "name => { window.jupyterapp.commands.execute('apputils:change-theme', {theme: name}); }"
 
 pytestmark = pytest.mark.browser
 
@@ -59,8 +62,6 @@ class Explorer:
 
 @pytest.fixture
 def explorer(open_lesson):
-    if not (NOTEBOOKS / LESSON).is_file():
-        pytest.fail(f"{LESSON} is not in {NOTEBOOKS}")
     explorer = Explorer(open_lesson(LESSON))
     explorer.handle.scroll_into_view_if_needed()
     return explorer
@@ -92,7 +93,7 @@ def keep_pictures(explorer) -> None:
     SHOTS.mkdir(parents=True, exist_ok=True)
     for theme, name in ((DARK, "explorer-dark.png"), (LIGHT, "explorer.png")):
         page.evaluate(THEME, theme)
-        page.wait_for_selector(f'body[data-jp-theme-name="{theme}"]')
+        page.wait_for_selector(f'body[data-jp-theme-name="{theme}"]', state="attached")
         page.wait_for_timeout(500)
         explorer.box.screenshot(path=SHOTS / name)
         page.screenshot(path=SHOTS / f"lab-{name}")

@@ -42,10 +42,11 @@ def test_seed_decides_whatever_the_threads(threads):
 
 
 def test_streams_have_nothing_in_common():
-    # Neighbouring seeds and the three splits: a shared stream would repeat fonts and labels.
-    data, following = load("glyphs", **SMALL), load("glyphs", seed=1, **SMALL)
-    more = glyphs.sample(72, seed=0)[1]
-    starts = [d.y[:72] for s in (data, following) for d in (s.train, s.val, s.test)] + [more]
+    # Neighbouring seeds and all splits, of one size: a shared stream would repeat the labels.
+    sizes = {"n_train": 72, "n_val": 72, "n_test": 72}
+    sets = [load("glyphs", seed=seed, **sizes) for seed in (0, 1, 2)]
+    starts = [split.y for data in sets for split in (data.train, data.val, data.test)]
+    starts += [glyphs.sample(72, seed=seed)[1] for seed in (0, 1, 2)]
     for i, a in enumerate(starts):
         for b in starts[:i]:
             assert (a == b).float().mean() < 0.3

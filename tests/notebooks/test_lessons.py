@@ -95,8 +95,8 @@ def test_wrong_parameters_are_refused_before_a_kernel_starts(lesson, given, comp
 @pytest.mark.parametrize("values", [{"sead": 1}, {"seed": -1}], ids=["unknown", "range"])
 def test_papermill_alone_cannot_pass_wrong_parameters(lesson, values, tmp_path, offline):
     notebook = nbformat.read(lesson, 4)
-    last = next(n for n, c in enumerate(notebook.cells) if "lab.start(globals()" in c.source)
-    notebook.cells = notebook.cells[: last + 1]  # the refusal must come from here
+    start = next(n for n, c in enumerate(notebook.cells) if ".start(globals()" in c.source)
+    notebook.cells = notebook.cells[: start + 1]  # the refusal must come from here
     short = tmp_path / lesson.name
     nbformat.write(notebook, short)
     with pytest.raises(papermill.PapermillExecutionError, match=next(iter(values))):
