@@ -11,6 +11,7 @@ reaches. Accuracy: a small CNN on glyphs of 32×32, three seeds, the same budget
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 import warnings
@@ -40,7 +41,9 @@ from kdlab.training.loop import Plan
 
 BATCH, CLASSES = 128, 10
 TEMPERATURE, ALPHA = 4.0, 0.9
-PICTURE = Path(__file__).parents[1] / "build" / "benchmarks" / "training_loop.png"
+ROOT = Path(__file__).parents[1]
+PICTURE = ROOT / "build" / "benchmarks" / "training_loop.png"
+STORED = ROOT / "data" / "results" / "training_loop.json"
 
 
 @dataclass(frozen=True)
@@ -308,6 +311,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="seconds, to see that it works")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--output", type=Path, default=PICTURE, help="where the picture goes")
+    parser.add_argument("--store", action="store_true", help="keep the numbers for the README")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message="stopped in epoch")
     device = pick_device(arguments.device)
@@ -329,6 +333,14 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     draw(speed, accuracy, machine).savefig(arguments.output, dpi=150)
     console.print(f"saved {arguments.output.name}")
+    if arguments.store:
+        card = {
+            "speed": speed.round(3).to_dict("records"),
+            "accuracy": accuracy.round(4).to_dict("records"),
+            "seeds": size.seeds,
+            "made_on": facts,
+        }
+        STORED.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

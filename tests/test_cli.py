@@ -68,7 +68,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
 def test_declared_parameters_and_their_limits(tmp_path):
     found = parameters.read(nbformat.read(lesson_at(tmp_path / "a.ipynb", START), 4))
     assert list(found) == re.findall(r"^(\w+):", PARAMETERS, re.M)
-    assert found["temperature"] == Parameter("temperature", "float", 4.0, (1, 20))
+    assert found["temperature"] == Parameter("temperature", float, 4.0, (1, 20))
     assert found["method"].limits == ["kd", "dkd"]
     assert found["seed"].limits == (0, 2**31 - 1) and found["dataset"].limits is None
 
@@ -98,20 +98,20 @@ def test_what_is_typed_is_read_as_the_declared_type(tmp_path, word, value):
 @pytest.mark.parametrize(
     ("word", "complaint"),
     [
-        ("temprature=2", "unknown parameter 'temprature'; did you mean 'temperature'?"),
+        ("temprature=2", "unknown parameter 'temprature' (did you mean 'temperature'?)"),
         ("zzz=2", "unknown parameter 'zzz'; this lesson has: profile, seed"),
-        ("seed=x", "seed=x: expected int, default 0, from 0 to"),
-        ("seed=1.5", "seed=1.5: expected int"),
-        ("seed=true", "seed=true: expected int"),
-        ("seed=-1", "seed=-1: out of range"),
-        ("temperature=0.5", "out of range, expected float, default 4.0, from 1 to 20"),
-        ("temperature=nan", "temperature=nan: expected float"),
-        ("method=ttm", "one of 'kd', 'dkd'"),
+        ("seed=x", "parameter seed = 'x' is a str; expected int"),
+        ("seed=1.5", "seed = 1.5 is a float; expected int"),
+        ("seed=true", "seed = True is a bool; expected int"),
+        ("seed=-1", "seed = -1 is out of range; expected 0 to"),
+        ("temperature=0.5", "temperature = 0.5 is out of range; expected 1 to 20"),
+        ("temperature=nan", "temperature = 'nan' is a str; expected float"),
+        ("method=ttm", "expected one of kd, dkd"),
         ("hidden=[64, 1000]", "out of range"),
         ("hidden=64", "expected list[int]"),
         ("hidden=[1.5]", "expected list[int]"),
         ("shuffle=1", "expected bool"),
-        ("profile=huge", "one of 'fast', 'full'"),
+        ("profile=huge", "expected one of fast, full"),
         ("seed", "expected NAME=VALUE"),
         ("=3", "expected NAME=VALUE"),
     ],
@@ -141,9 +141,9 @@ def test_wrong_input_is_told_in_a_sentence(tmp_path, kdlab):
         assert code == 1 and complaint in told, told
     plain = lesson_at(tmp_path / "plain.ipynb")
     notebook = nbformat.read(plain, 4)
-    notebook.cells[1].source = "seed = 1"
+    notebook.cells[1].source = "seed: int = 1 + 1"
     nbformat.write(notebook, plain)
-    assert "expected `name: type = literal" in kdlab("run", "plain.ipynb")[1]
+    assert "the parameter seed is computed" in kdlab("run", "plain.ipynb")[1]
 
 
 def test_a_run_has_its_own_folder_and_leaves_the_lesson_alone(tmp_path, kdlab):
@@ -216,14 +216,11 @@ def test_a_formula_that_cannot_be_drawn_stays_readable():
     assert drawn == r"<code>\underbrace{a &lt; b}_{c}</code>"
 
 
-def test_doctor(kdlab, monkeypatch, tmp_path):
+def test_doctor(kdlab):
     code, told = kdlab("doctor")
     assert code == 0, told
     for name in ("torch", "device", "precision", "threads", "memory", "cache", "kernel"):
         assert f" {name} " in told
-    code, told = kdlab("doctor", "--json")
-    report = json.loads(told)
-    assert report["fit"] is True and {f["state"] for f in report["findings"]} <= {"ok", "change"}
 
 
 def test_doctor_says_what_is_missing_and_goes_on(kdlab, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("files",),
+    ("files", "words"),
     ("losses", "models", "datasets"),
     ("distillers", "metrics"),
     ("training",),

@@ -34,7 +34,6 @@ def every_figure() -> dict[str, Figure]:
         "bars": bars,
         "curves": plots.curves({"a": [1, 2, 3], "b": rng.random((3, 4))}),
         "points": plots.interval_points(STUDY, "test_accuracy", baseline="labels", percent=True),
-        "heatmap": plots.heatmap(rng.random((2, 3)), [1, 2, 3], ["x", "y"]),
         "matrix": plots.class_matrix(np.eye(3), ["a", "b", "c"], hide_diagonal=True),
         "reliability": plots.reliability({"m": reliability(LOGITS, TARGETS)}),
     }
@@ -122,7 +121,7 @@ def test_show_in_ipython_displays_picture_text_and_alt(monkeypatch):
     plots.show(figure)
     ((data, options),) = calls
     assert data["text/plain"] == plots.alt_text(figure)
-    assert base64.b64decode(data["image/png"]) == plots.png(figure)
+    assert base64.b64decode(data["image/png"]) == plots.png(figure, colors=128)
     assert options == {"raw": True, "metadata": {"image/png": {"alt": data["text/plain"]}}}
 
 
@@ -252,30 +251,6 @@ def test_interval_points_with_one_seed_draws_the_mean_without_an_interval():
 def test_interval_points_refuse(frame, options, match):
     with pytest.raises(ValueError, match=match):
         plots.interval_points(frame, **options)
-
-
-def test_heatmap_shows_and_writes_the_values_readably():
-    values = np.array([[0.0, 0.25], [np.nan, 1.0]])
-    axis = plots.heatmap(values, ["a", "b"], ["x", "y"], percent=True).axes[0]
-    np.testing.assert_array_equal(axis.images[0].get_array().filled(np.nan), values)
-    written = {text.get_position(): (text.get_text(), text.get_color()) for text in axis.texts}
-    assert written == {
-        (0, 0): ("0%", "white"), (1, 0): ("25%", "white"), (1, 1): ("100%", "black"),
-    }  # fmt: skip
-    assert not plots.heatmap(values, ["a", "b"], ["x", "y"], annotate=False).axes[0].texts
-
-
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        (([1, 2], ["a", "b"], ["x"]), r"values has shape \(2,\)"),
-        (([[1, 2]], ["a"], ["x"]), "xlabels has 1 entries; expected 2"),
-        (([[1, 2]], ["a", "b"], []), "ylabels has 0 entries; expected 1"),
-    ],
-)
-def test_heatmap_refuses(arguments, match):
-    with pytest.raises(ValueError, match=match):
-        plots.heatmap(*arguments)
 
 
 def test_class_matrix_hides_the_diagonal_and_leaves_its_argument_alone():

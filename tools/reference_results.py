@@ -1,6 +1,6 @@
 """Make the stored results that lessons show: a CSV and a card each in data/results/.
 
-    python tools/reference_results.py [NAME ...]
+python tools/reference_results.py [NAME ...]
 """
 
 import json

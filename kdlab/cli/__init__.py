@@ -3,14 +3,13 @@
 Heavy packages are imported inside the commands, so that ``kdlab --help`` answers at once.
 """
 
-import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from typer.core import TyperGroup
@@ -40,26 +39,24 @@ app.add_typer(data_app, name="data")
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
+Profile = Annotated[str | None, typer.Option(help="Short for -p profile=…: fast or full")]
+Timeout = Annotated[int, typer.Option(min=1, help="Longest time for one cell, in seconds.")]
+
 COLOURS = {"ok": "green", "change": "yellow", "missing": "red"}
 
 
 @app.command("doctor")
-def doctor_command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
-) -> None:
+def doctor_command() -> None:
     """Say what this machine offers, and what to change. Status 1 if something needed is missing."""
     from kdlab.cli.doctor import CHANGE, examine, is_fit
 
     findings = examine()
-    if as_json:
-        typer.echo(json.dumps({"fit": is_fit(findings), "findings": [*map(asdict, findings)]}))
-        raise typer.Exit(not is_fit(findings))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for finding in findings:
         colour = COLOURS[finding.state]
-        table.add_row(f"[{colour}]{finding.state}[/]", finding.name, _plain(finding.found))
+        table.add_row(f"[{colour}]{finding.state}[/]", finding.name, escape(finding.found))
         if finding.advice:
-            table.add_row("", "", f"[{colour}]→[/] {_plain(finding.advice)}")
+            table.add_row("", "", f"[{colour}]→[/] {escape(finding.advice)}")
     console.print(table)
     wishes = sum(finding.state == CHANGE for finding in findings)
     if not is_fit(findings):
@@ -76,13 +73,9 @@ def run(
     parameters: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Repeat it.")
     ] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="Short for -p profile=…: fast or full")
-    ] = None,
+    profile: Profile = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="OUT.ipynb")] = None,
-    timeout: Annotated[
-        int, typer.Option(min=1, help="Longest time for one cell, in seconds.")
-    ] = 600,
+    timeout: Timeout = 600,
 ) -> None:
     """Run one lesson with your parameters through papermill; the lesson itself is not changed."""
     from kdlab.cli.running import LessonFailed, find_lesson, run_lesson, run_name
@@ -109,10 +102,8 @@ def run(
 def course(
     folder: Annotated[Path, typer.Argument(help="Where the pages go.")],
     lessons: Annotated[Path, typer.Option(help="Where the notebooks are.")] = Path("notebooks"),
-    profile: Annotated[str | None, typer.Option(help="fast or full")] = None,
-    timeout: Annotated[
-        int, typer.Option(min=1, help="Longest time for one cell, in seconds.")
-    ] = 600,
+    profile: Profile = None,
+    timeout: Timeout = 600,
 ) -> None:
     """Run all lessons and write HTML pages that need no network, with an index."""
     from kdlab.cli import pages
@@ -230,14 +221,15 @@ def checked_values(lesson: Path, given: dict[str, str]) -> dict[str, Any]:
 
 def data_state(name: str) -> str:
     """Say whether loading this data set needs the network."""
-    from kdlab.datasets import downloads
+    from kdlab.datasets.downloads import REMOTES
+    from kdlab.files import cache_folder
 
     # one set may come in several files: fashion_x_train, fashion_y_train, ...
     family = name.split("_")[0]
-    files = [remote for key, remote in downloads.REMOTES.items() if key.split("_")[0] == family]
+    files = [remote for key, remote in REMOTES.items() if key.split("_")[0] == family]
     if not files:
         return "comes with kdlab"
-    here = [(downloads.cache_folder() / remote.name).is_file() for remote in files]
+    here = [(cache_folder() / remote.name).is_file() for remote in files]
     return "cached" if all(here) else "needs a download"
 
 
@@ -258,10 +250,6 @@ def _circumstances(profile: str | None) -> str:
         f"Run on {facts['device']} ({facts['name']}, {facts['threads']} threads), "
         f"torch {facts['torch']}, Python {facts['python']}; profile: {profile or 'as stored'}."
     )
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 if __name__ == "__main__":

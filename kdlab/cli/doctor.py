@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 OK, CHANGE, MISSING = "ok", "change", "missing"
 SHOWN = ("torch", "numpy", "jupyterlab", "ipywidgets", "matplotlib", "papermill")
-HARDWARE = ("device", "precision", "threads", "memory")
+HARDWARE = ("device", "precision", "threads")
 GIB = 2**30
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

@@ -66,7 +66,8 @@ def run_lesson(
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    with _environment(KDLAB_RECORDS=str(output.parent.resolve())), _quiet("papermill"):
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    with _records_in(output.parent):
         try:
             return papermill.execute_notebook(
                 str(lesson.resolve()),
@@ -119,25 +120,13 @@ def _indent(source: str, lines: int = 12) -> str:
 
 
 @contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+def _records_in(folder: Path) -> Iterator[None]:
+    """Let the kernels started inside write their records into ``folder``."""
+    before = os.environ.get("KDLAB_RECORDS")
+    os.environ["KDLAB_RECORDS"] = str(folder.resolve())
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    log = logging.getLogger(logger)
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
+        del os.environ["KDLAB_RECORDS"]
+        if before is not None:
+            os.environ["KDLAB_RECORDS"] = before

@@ -4,24 +4,24 @@
 ``digits`` need no network.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kdlab.datasets import digits, downloads, glyphs
-from kdlab.datasets.arrays import from_arrays, load_folder, load_npz
+from kdlab.datasets.arrays import from_arrays, load_npz
 from kdlab.datasets.data import UNLABELLED, Data, Split
+from kdlab.datasets.folders import load_folder
+from kdlab.words import nearest
 
 __all__ = ["UNLABELLED", "Data", "Split", "available", "from_arrays", "glyphs", "load"]
 
 _LOADERS: dict[str, Callable[..., Data]] = {
     "glyphs": glyphs.load,
     "digits": digits.load,
-    "fashion_mnist": downloads.load_fashion_mnist,
-    "cifar10": downloads.load_cifar10,
-    "cifar100": downloads.load_cifar100,
+    **{name: partial(downloads.load, name) for name in downloads.READERS},
 }
 
 
@@ -34,8 +34,8 @@ def load(name_or_path: str | Path, *, seed: int = 0, **options: Any) -> Data:
     """Load a data set by name, or your own by the path of an ``.npz`` file or an image folder.
 
     ``n_train``, ``n_val`` and ``n_test`` work for all; further options are those of the loader:
-    ``glyphs.load``, ``digits.load``, ``downloads.load_cifar10`` …, ``arrays.load_npz`` and
-    ``arrays.load_folder``.
+    ``glyphs.load``, ``digits.load``, ``downloads.load``, ``arrays.load_npz`` and
+    ``folders.load_folder``.
 
     Raises ValueError for an unknown name or option (with the nearest match) and for bad arrays,
     ConnectionError where a download is needed and fails.
@@ -47,7 +47,7 @@ def load(name_or_path: str | Path, *, seed: int = 0, **options: Any) -> Data:
     for option in options:
         if option not in valid:
             raise ValueError(
-                f"unknown option {option!r} for {str(name_or_path)!r}{_nearest(option, valid)}; "
+                f"unknown option {option!r} for {str(name_or_path)!r}{nearest(option, valid)}; "
                 f"options are {', '.join(valid)}"
             )
     return loader(*leading, seed=seed, **options)
@@ -66,11 +66,6 @@ def _loader(name_or_path: str | Path) -> tuple[Callable[..., Data], tuple[Path, 
     if isinstance(name_or_path, Path) or path.suffix or len(path.parts) > 1:
         raise ValueError(f"there is no file or folder {path}; seen from {Path.cwd()}")
     raise ValueError(
-        f"unknown data set {name_or_path!r}{_nearest(name_or_path, list(_LOADERS))}; there are "
+        f"unknown data set {name_or_path!r}{nearest(name_or_path, _LOADERS)}; there are "
         f"{', '.join(_LOADERS)}, or the path of an .npz file or an image folder"
     )
-
-
-def _nearest(word: str, words: list[str]) -> str:
-    near = difflib.get_close_matches(word.lower(), words, 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,7 +1,5 @@
 """Digits: 1,797 real handwritten digits of 8×8 pixels, which scikit-learn carries."""
 
-from typing import Any
-
 import numpy as np
 
 from kdlab.datasets.arrays import from_arrays
@@ -32,7 +30,6 @@ def load(
     test, rest = order[:_TEST], np.sort(order[_TEST:])
     rest = rest[in_stratified_order(y[rest], seed)]
     val, train = rest[:_VAL], rest[_VAL:]
-    limits: dict[str, Any] = {"n_train": n_train, "n_val": n_val, "n_test": n_test}
     return from_arrays(
         x[train],
         y[train],
@@ -42,13 +39,14 @@ def load(
         x_val=x[val],
         y_val=y[val],
         seed=seed,
-        **limits,
+        n_train=n_train,
+        n_val=n_val,
+        n_test=n_test,
         name="digits",
         card={
             "source": "E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI "
             "Machine Learning Repository (1998); its test part, as in scikit-learn",
             "licence": "CC BY 4.0",
             "how": "8×8 counts of ink from 0 to 16, divided by 16",
-            "options": limits,
         },
     )

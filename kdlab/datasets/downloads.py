@@ -1,19 +1,19 @@
 """Fashion-MNIST, CIFAR-10 and CIFAR-100, fetched once and then read from a cache folder.
 
-The folder is ``KDLAB_DATA_DIR``, else ``data/cache/`` of a checkout, else the user's cache folder.
 A file counts as present only when its SHA-256 is right, so a damaged one is fetched again. A broken
 download goes on where it stopped; the finished file appears in one step; a lock lets two kernels
 share the folder. The binary and idx forms are read, never a pickle.
 """
 
 import gzip
-import os
 import sys
 import tarfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from kdlab.datasets.arrays import from_arrays
 from kdlab.datasets.data import Data
+from kdlab.files import cache_folder
 
 _ATTEMPTS = 5
 _BLOCK = 1 << 18  # bytes read at once
@@ -81,9 +82,20 @@ _FASHION_CLASSES = (
     "T-shirt", "trouser", "pullover", "dress", "coat",
     "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
+_FASHION_CARD = {
+    "source": "H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017, arXiv:1708.07747",
+    "licence": "MIT",
+    "how": "idx files of the authors",
+}
+_CIFAR_CARD = {
+    "source": "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+    "licence": "none stated by the author, who asks to cite the report",
+    "how": "the author's binary version",
+}
 
 
-def load_fashion_mnist(
+def load(
+    name: str,
     *,
     seed: int = 0,
     val_fraction: float = 0.1,
@@ -91,52 +103,21 @@ def load_fashion_mnist(
     n_val: int | None = None,
     n_test: int | None = None,
 ) -> Data:
-    """60,000 + 10,000 grey pictures of clothes, 28×28 (Xiao et al. 2017, arXiv:1708.07747)."""
-    arrays: dict[str, Any] = {
-        key: _read_idx(fetch(REMOTES[f"fashion_{key}"]))
-        for key in ("x_train", "y_train", "x_test", "y_test")
-    }
-    limits = {"n_train": n_train, "n_val": n_val, "n_test": n_test}
+    """Load ``fashion_mnist`` (28×28, grey), ``cifar10`` or ``cifar100`` (32×32, colour).
+
+    Raises ConnectionError and PermissionError as ``fetch``.
+    """
+    read, card = READERS[name]
     return from_arrays(
-        **arrays,
-        classes=_FASHION_CLASSES,
+        **read(),
         val_fraction=val_fraction,
         seed=seed,
-        **limits,
-        name="fashion_mnist",
-        card={
-            "source": "H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017, arXiv:1708.07747",
-            "licence": "MIT",
-            "how": "idx files of the authors",
-            "options": {**limits, "val_fraction": val_fraction},
-        },
+        n_train=n_train,
+        n_val=n_val,
+        n_test=n_test,
+        name=name,
+        card=card,
     )
-
-
-def load_cifar10(
-    *,
-    seed: int = 0,
-    val_fraction: float = 0.1,
-    n_train: int | None = None,
-    n_val: int | None = None,
-    n_test: int | None = None,
-) -> Data:
-    """50,000 + 10,000 colour photographs of ten kinds of things, 32×32 (Krizhevsky 2009)."""
-    limits = {"n_train": n_train, "n_val": n_val, "n_test": n_test}
-    return _load_cifar("cifar10", 0, "batches.meta.txt", seed, val_fraction, limits)
-
-
-def load_cifar100(
-    *,
-    seed: int = 0,
-    val_fraction: float = 0.1,
-    n_train: int | None = None,
-    n_val: int | None = None,
-    n_test: int | None = None,
-) -> Data:
-    """50,000 + 10,000 colour photographs, 100 fine classes, 32×32 (Krizhevsky 2009)."""
-    limits = {"n_train": n_train, "n_val": n_val, "n_test": n_test}
-    return _load_cifar("cifar100", 1, "fine_label_names.txt", seed, val_fraction, limits)
 
 
 def fetch(remote: Remote) -> Path:
@@ -159,16 +140,6 @@ def fetch(remote: Remote) -> Path:
             f"{remote.name} {state}, and the cache folder {folder} cannot be written ({error}): "
             f"set KDLAB_DATA_DIR to a folder of your own, {_WAY_OUT}"
         ) from error
-
-
-def cache_folder() -> Path:
-    """Where downloads live."""
-    if chosen := os.environ.get("KDLAB_DATA_DIR"):
-        return Path(chosen).expanduser()
-    checkout = Path(__file__).parents[2]
-    if (checkout / "pyproject.toml").is_file() and os.access(checkout, os.W_OK):
-        return checkout / "data" / "cache"
-    return Path(pooch.os_cache("kdlab"))
 
 
 def _retrieve(remote: Remote, folder: Path) -> Path:
@@ -257,44 +228,32 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def _load_cifar(
-    name: str,
-    label_byte: int,
-    names_file: str,
-    seed: int,
-    val_fraction: float,
-    limits: dict[str, int | None],
-) -> Data:
+def _read_fashion_mnist() -> dict[str, Any]:
+    parts = ("x_train", "y_train", "x_test", "y_test")
+    arrays: dict[str, Any] = {key: _read_idx(fetch(REMOTES[f"fashion_{key}"])) for key in parts}
+    return {**arrays, "classes": _FASHION_CLASSES}
+
+
+def _read_cifar(name: str, label_byte: int, names_file: str) -> dict[str, Any]:
     """Records of one (CIFAR-10) or two (CIFAR-100) label bytes and 3,072 of red, green, blue."""
     members: dict[str, bytes] = {}
     with tarfile.open(fetch(REMOTES[name]), "r:gz") as archive:  # read in place, never unpacked
         for member in archive:
             if member.isfile() and (file := archive.extractfile(member)):
                 members[member.name.rsplit("/", 1)[-1]] = file.read()
-    parts = {
-        "test": [key for key in members if key.startswith("test") and key.endswith(".bin")],
-        "train": sorted(
-            k for k in members if k.startswith(("train", "data_batch")) and k.endswith(".bin")
-        ),
-    }
-    arrays: dict[str, Any] = {}
-    for part, keys in parts.items():
+    arrays: dict[str, Any] = {"classes": members[names_file].decode().split()}
+    for part, beginnings in (("train", ("train", "data_batch")), ("test", ("test",))):
+        keys = sorted(k for k in members if k.startswith(beginnings) and k.endswith(".bin"))
         raw = np.frombuffer(b"".join(members[key] for key in keys), np.uint8)
         records = raw.reshape(-1, label_byte + 1 + 3 * 32 * 32)
         arrays[f"y_{part}"] = records[:, label_byte]
         pixels = records[:, label_byte + 1 :].reshape(-1, 3, 32, 32)
         arrays[f"x_{part}"] = pixels.transpose(0, 2, 3, 1)
-    return from_arrays(
-        **arrays,
-        classes=members[names_file].decode().split(),
-        val_fraction=val_fraction,
-        seed=seed,
-        **limits,
-        name=name,
-        card={
-            "source": "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
-            "licence": "none stated by the author, who asks to cite the report",
-            "how": "the author's binary version",
-            "options": {**limits, "val_fraction": val_fraction},
-        },
-    )
+    return arrays
+
+
+READERS: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, str]]] = {
+    "fashion_mnist": (_read_fashion_mnist, _FASHION_CARD),
+    "cifar10": (partial(_read_cifar, "cifar10", 0, "batches.meta.txt"), _CIFAR_CARD),
+    "cifar100": (partial(_read_cifar, "cifar100", 1, "fine_label_names.txt"), _CIFAR_CARD),
+}

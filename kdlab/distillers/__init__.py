@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
 
 from kdlab.distillers.base import Distiller, Outputs, Sum
+from kdlab.words import nearest
 
 __all__ = ["Distiller", "Outputs", "Sum", "available", "build"]
 
@@ -32,17 +32,16 @@ def build(name: str, **options: object) -> Distiller:
     """
     known = available()
     if name not in known:
-        raise ValueError(f"name: no method {name!r}{_nearest(name, list(known))}")
+        there_are = ", ".join(known)
+        raise ValueError(f"name: no method {name!r}{nearest(name, known)}; there are: {there_are}")
     allowed = list(inspect.signature(known[name]).parameters)
     for option in options:
         if option not in allowed:
-            raise ValueError(f"{option}: {name} has no such option{_nearest(option, allowed)}")
+            raise ValueError(
+                f"{option}: {name} has no such option{nearest(option, allowed)}; "
+                f"its options: {', '.join(allowed)}"
+            )
     return known[name](**options)
-
-
-def _nearest(word: str, words: list[str]) -> str:
-    near = difflib.get_close_matches(word, words, n=1)
-    return f"{f'; did you mean {near[0]!r}?' if near else '.'} There are: {', '.join(words)}"
 
 
 def __getattr__(name: str) -> type[Distiller]:

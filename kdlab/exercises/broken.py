@@ -1,13 +1,14 @@
-"""Five wrong distillers, each with a classic bug, and the five checks that find them.
+"""The exercises of lesson 01b: five wrong distillers, and the five checks that find them.
 
-All five train without an error, and all five give a plausible accuracy. Do not read on if you
-want to find the bugs yourself in lesson 01b.
+Each has a classic bug. All five train without an error and reach a plausible accuracy. Do not
+read on if you want to find the bugs yourself.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from kdlab.datasets import Data
 from kdlab.distillers import Distiller, Outputs
 from kdlab.distillers.base import teacher_logits
-from kdlab.exercises import Exercise, choice
-from kdlab.losses import hard_label_loss
+from kdlab.exercises import Exercise, Verdict, choice
+from kdlab.losses import hard_label_loss, soft_target_loss
 from kdlab.training import fit
+
+Soft = Callable[[Tensor, Tensor], Tensor]  # logits of student and teacher [B, C] to a scalar
 
 BUGS = (
     "the roles are swapped",
@@ -92,7 +95,7 @@ class PatientC(Patient):
 class PatientD(Patient):
     """Saves time: the teacher's answers of the first epoch are kept, batch by batch."""
 
-    def __init__(self, temperature: float = 4.0, alpha: float = 0.9, steps: int = 1) -> None:
+    def __init__(self, steps: int, temperature: float = 4.0, alpha: float = 0.9) -> None:
         super().__init__(temperature, alpha)
         self.steps = steps
         self._kept: list[Tensor] = []
@@ -133,8 +136,14 @@ PATIENTS: dict[str, type[Patient]] = {
 }
 
 
-def admit(name: str, data: Data, batch_size: int = 128) -> Patient:
-    """Return patient ``name`` (A to E), ready for ``fit`` on ``data``.
+def admit(name: str, data: Data, batch_size: int = 128, **options: float) -> Patient:
+    """Return patient ``name`` (A to E), ready for one ``fit`` on ``data``.
+
+    Args:
+        name: of the patient.
+        data: what it will be trained on.
+        batch_size: as given to ``fit``.
+        options: ``temperature`` and ``alpha``.
 
     Raises:
         ValueError: no such patient.
@@ -142,53 +151,55 @@ def admit(name: str, data: Data, batch_size: int = 128) -> Patient:
     if name not in PATIENTS:
         raise ValueError(f"name: {name!r} came, expected one of {', '.join(PATIENTS)}")
     if name == "D":
-        return PatientD(steps=len(data.train) // min(batch_size, len(data.train)))
-    return PATIENTS[name]()
+        return PatientD(len(data.train) // min(batch_size, len(data.train)), **options)
+    return PATIENTS[name](**options)
 
 
-def knows_who_teaches(soft: Callable[[Tensor, Tensor], Tensor]) -> bool:
-    """Roles: a class that the teacher rules out may cost the student little, but not the reverse.
+def knows_who_teaches(soft: Soft) -> bool:
+    """Roles: to leave a class out costs the student no less than to add one.
 
-    The student is sure of one class, the teacher torn between two. KL(teacher ‖ student) punishes
-    what the student misses; KL(student ‖ teacher) would let it pass.
+    A sure student of a torn teacher leaves one out. KL(teacher ‖ student) punishes that;
+    KL(student ‖ teacher) would let it pass.
     """
-    torn, sure = torch.tensor([[9.0, 9.0, -9.0]]), torch.tensor([[9.0, -9.0, -9.0]])
-    return bool(soft(sure, torn) > 2 * soft(torn, sure))
+    torn, sure = torch.tensor([[99.0, 99.0, -99.0]]), torch.tensor([[99.0, -99.0, -99.0]])
+    return bool(soft(sure, torn) >= soft(torn, sure) - 1e-3)
 
 
-def listens(soft: Callable[[Tensor, Tensor], Tensor]) -> bool:
+def listens(soft: Soft) -> bool:
     """Same logits: another answer of the teacher gives another loss."""
     student = torch.tensor([[1.0, 2.0, 3.0]])
     return not torch.allclose(soft(student, student), soft(student, student.flip(1)))
 
 
-def has_the_right_size(soft: Callable[[Tensor, Tensor], Tensor]) -> bool:
-    """Size: twenty impossible classes more change nothing."""
-    student, teacher = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 1.0, 2.0]])
+def has_the_right_size(soft: Soft) -> bool:
+    """Size: twenty classes more that both sides rule out change nothing."""
+    student, teacher = torch.tensor([[4.0, 8.0, 12.0]]), torch.tensor([[12.0, 4.0, 8.0]])
     ruled_out = torch.full((1, 20), -1e4)
     wider = soft(torch.cat([student, ruled_out], 1), torch.cat([teacher, ruled_out], 1))
-    return torch.allclose(wider, soft(student, teacher), rtol=1e-4)
+    return torch.allclose(wider, soft(student, teacher), rtol=1e-4, atol=1e-5)
 
 
-def follows_the_shuffle(soft: Callable[[Tensor, Tensor], Tensor]) -> bool:
-    """Cache: two batches, asked about again in the other order, get the losses they had."""
-    first = torch.eye(4) * 5, torch.eye(4) * 3
-    second = torch.eye(4) * 2, torch.eye(4).flip(0) * 6
-    before = soft(*first), soft(*second)
-    after = soft(*second), soft(*first)
-    return torch.allclose(before[0], after[1]) and torch.allclose(before[1], after[0])
+def follows_the_shuffle(soft: Soft) -> bool:
+    """Cache: a batch keeps its loss, in whatever order the batches come (up to 500 an epoch)."""
+    batches = [(torch.eye(4) * size, torch.eye(4).roll(size, 0) * size) for size in (1, 2, 3)]
+    at_first = [soft(*batch) for batch in batches]
+    order = torch.randint(3, (500,), generator=torch.Generator().manual_seed(0)).tolist()
+    return all(torch.allclose(soft(*batches[number]), at_first[number]) for number in order)
 
 
 def leaves_the_teacher_alone(distiller: Distiller, data: Data, teacher: nn.Module) -> bool:
-    """Frozen: after training, whatever was asked is still the teacher, to the last bit."""
+    """Frozen: after training, whoever was asked is still the teacher, to the last bit."""
     before = copy.deepcopy(teacher.state_dict())
-    student = copy.deepcopy(teacher)
-    fit(student, data, distiller, teacher=teacher, epochs=1, lr=0.01, validate=False)
-    asked = [teacher, *(m for m in distiller.children() if type(m) is type(teacher))]
+    trained, student = copy.deepcopy(distiller), copy.deepcopy(teacher)
+    fit(
+        student, data, trained, teacher=teacher, device="cpu",
+        epochs=2, batch_size=32, lr=0.01, validate=False,
+    )  # fmt: skip
+    asked = (teacher, getattr(trained, "teacher", teacher))
     return all(torch.equal(model.state_dict()[k], v) for model in asked for k, v in before.items())
 
 
-CHECKS: dict[str, Callable[[Callable[[Tensor, Tensor], Tensor]], bool]] = dict(
+CHECKS: dict[str, Callable[[Soft], bool]] = dict(
     zip(BUGS, (knows_who_teaches, listens, has_the_right_size, follows_the_shuffle), strict=False)
 )
 
@@ -196,35 +207,58 @@ CHECKS: dict[str, Callable[[Callable[[Tensor, Tensor], Tensor]], bool]] = dict(
 def examine(distiller: Distiller, data: Data, teacher: nn.Module) -> dict[str, bool]:
     """Return for each classic bug whether ``distiller`` is free of it.
 
-    A distiller that asks a teacher of its own cannot be handed made-up answers: for it only the
-    last check says something, and the others pass.
+    Roles and size are laws of soft targets; a method of another kind need not obey them.
 
     Args:
-        distiller: any method whose terms depend on the logits and include ``soft``.
-        data: a little data, two batches of 128, for the one check that trains.
+        distiller: any method that compares logits; it is not changed. One that keeps a teacher of
+            its own calls it ``teacher``.
+        data: a little data, for the one check that trains.
         teacher: asked in that check; a copy of it plays the student.
     """
-    trained = copy.deepcopy(distiller)
-    frozen = leaves_the_teacher_alone(trained, data, teacher)
-    found = {bug: True for bug in BUGS}
-    if not any(type(module) is type(teacher) for module in trained.children()):
-        found |= {bug: check(_soft_term(distiller)) for bug, check in CHECKS.items()}
-    return found | {BUGS[-1]: frozen}
+    found = {bug: check(soft_part(distiller)) for bug, check in CHECKS.items()}
+    return found | {BUGS[-1]: leaves_the_teacher_alone(distiller, data, teacher)}
 
 
-def _soft_term(distiller: Distiller) -> Callable[[Tensor, Tensor], Tensor]:
+def soft_part(distiller: Distiller) -> Soft:
+    """Return what ``distiller`` adds to the labels' loss, as a function of made-up logits."""
     fresh = copy.deepcopy(distiller)
+    fresh.teacher = nn.Identity()  # one that asks by itself gets the made-up answers, too
 
     def soft(student: Tensor, answers: Tensor) -> Tensor:
         labels = torch.zeros(len(student), dtype=torch.int64)
-        return fresh(Outputs(student), Outputs(answers), labels)["soft"].detach()
+        terms = fresh(Outputs(student, inputs=answers), Outputs(answers), labels)
+        return torch.stack([v.detach() for name, v in terms.items() if name != "hard"]).sum()
 
     return soft
 
 
+def _without_square(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    return soft_target_loss(student, teacher, temperature) / temperature**2
+
+
+def _without_one(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    return soft_target_loss(student, teacher, temperature) / temperature
+
+
+def _check_size_test(answer: Any) -> Verdict:
+    """Hold the learner's test against a sound loss and against two that lost a factor."""
+    if not callable(answer):
+        return Verdict("wrong", "expected a function that takes a loss")
+    passed = answer(soft_target_loss)
+    if passed is None or passed is ...:
+        return Verdict("not yet", "not yet: replace the ...")
+    if not bool(passed):
+        return Verdict("wrong", "it turns a healthy loss away")
+    if bool(answer(_without_square)):
+        return Verdict("wrong", "it lets a loss without T² pass")
+    if bool(answer(_without_one)):
+        return Verdict("close", "it finds a missing T², but lets T instead of T² pass")
+    return Verdict("right")
+
+
 _HINTS = {
     "A": (
-        "Look at the agreement with the teacher and at the order of the arguments of kl_div.",
+        "The soft term falls as it should. Look at the distance between student and teacher.",
         "F.kl_div(a, b) is KL(b ‖ a): the first argument is the one that learns.",
         "The teacher stands where the student should.",
     ),
@@ -239,17 +273,28 @@ _HINTS = {
         "mean() divides by samples and classes, and the T² is lost.",
     ),
     "D": (
-        "The soft term falls in the first epoch; what happens then?",
+        "The soft term never falls. Could the student obey this teacher at all?",
         "Each epoch shuffles the images anew. What does the kept list know of that?",
         "From the second epoch on each image gets the answer for another image.",
     ),
     "E": (
-        "Who else has changed after training? Ask the teacher that the distiller holds.",
+        "The soft term falls sooner than the healthy one. Has the student come all the way?",
         "A module that is stored in a distiller trains with the student, in train mode.",
         "The teacher moves towards the student: nobody froze it.",
     ),
 }
 EXERCISES = [
-    Exercise(f"patient {name}", choice(bug, BUGS), _HINTS[name])
-    for name, bug in zip(PATIENTS, BUGS, strict=True)
+    *(
+        Exercise(f"patient {name}", choice(bug, BUGS), _HINTS[name])
+        for name, bug in zip(PATIENTS, BUGS, strict=True)
+    ),
+    Exercise(
+        "a test of size",
+        _check_size_test,
+        (
+            "What may not change with the temperature, as long as the logits are small?",
+            "Ask soft twice: the same small logits, say a tenth, at T = 1 and at T = 8.",
+            "torch.isclose(soft(student, teacher, 1.0), soft(student, teacher, 8.0), rtol=0.1)",
+        ),
+    ),
 ]

@@ -7,7 +7,6 @@ into ``Image.value`` and ``HTML.value`` instead, which is also faster.
 from __future__ import annotations
 
 import base64
-import difflib
 import html
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from kdlab import plots
+from kdlab.words import nearest
 
 # The message line carries the style sheet, so that it comes and goes with the explorer.
 CSS = """<style>
@@ -115,7 +115,8 @@ class Explorer(widgets.VBox):
         """
         for name in values:
             if name not in self.controls:
-                raise ValueError(f"no control {name!r}{_nearest(name, self.controls)}")
+                near, known = nearest(name, self.controls), ", ".join(self.controls)
+                raise ValueError(f"no control {name!r}{near}; known: {known}")
         before = self.state
         self._setting = True
         try:
@@ -199,19 +200,13 @@ class Explorer(widgets.VBox):
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return widget, picture and text in one output: each viewer takes the best it knows."""
         data = dict(super()._repr_mimebundle_(**kwargs) or {})
-        data["image/png"] = base64.b64encode(self.picture.value).decode()
+        data["image/png"] = base64.b64encode(plots.png(self.figure, self.dpi, colors=128)).decode()
         data["text/plain"] = repr(self)
         return data, {"image/png": {"alt": repr(self)}}
 
 
 def _line(text: str, css: str = "kd-line") -> str:
     return f'<div class="{css}">{html.escape(text)}</div>' if text else ""
-
-
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    meant = f"; did you mean {close[0]!r}?" if close else ""
-    return f"; known: {', '.join(known)}{meant}"
 
 
 def _possible(control: Any) -> str:

@@ -9,6 +9,7 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kdlab import plots
 from kdlab.explorers.base import Explorer
@@ -127,6 +128,7 @@ class LandscapeExplorer(Explorer):
         margin = 0.05 * np.ptp(everything)
         right.set_ylim(everything.min() - margin, everything.max() + margin)
         right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        right.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         right.set_title("seeds, mean, 95 %")
 
     def describe(self, result: Place) -> str:

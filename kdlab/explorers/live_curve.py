@@ -12,7 +12,7 @@ from IPython.display import display
 from torch import Tensor
 
 from kdlab import plots
-from kdlab.training import Moment
+from kdlab.training import History, Moment
 from kdlab.training.progress import in_notebook
 
 
@@ -40,7 +40,7 @@ class LiveCurve:
         self.smooth = smooth
         self.alt = alt
         self.terms: dict[str, list[Tensor]] = {}
-        self.accuracy: list[tuple[int, float]] = []
+        self._steps, self._history = 0, History()
         self._drawn = 0.0
 
     def __enter__(self) -> LiveCurve:
@@ -51,9 +51,7 @@ class LiveCurve:
         """Take note of one step, and draw if the last frame is old enough."""
         for name, value in moment.terms.items():
             self.terms.setdefault(name, []).append(value)
-        steps = len(next(iter(self.terms.values())))
-        while len(self.accuracy) < len(moment.history):
-            self.accuracy.append((steps, moment.history.rows[-1].get("val_accuracy", float("nan"))))
+        self._steps, self._history = moment.steps, moment.history
         if time.monotonic() - self._drawn > self.every:
             self._draw()
 
@@ -71,7 +69,7 @@ class LiveCurve:
             self._handle.update(self._bundle(), raw=True)
 
     def _bundle(self) -> dict[str, object]:
-        picture = base64.b64encode(plots.png(self.figure())).decode()
+        picture = base64.b64encode(plots.png(self.figure(), colors=128)).decode()
         return {"image/png": picture, "text/plain": self.alt}
 
     def figure(self) -> matplotlib.figure.Figure:
@@ -90,8 +88,9 @@ class LiveCurve:
             left.set_xlabel("step")
             left.set_ylabel("weighted loss term")
             left.set_ylim(bottom=0)
-            steps_seen = [step for step, _ in self.accuracy]
-            right.plot(steps_seen, [score for _, score in self.accuracy], "o-", color=plots.BLUE)
+            scored = [row for row in self._history.rows if "val_accuracy" in row]
+            ends = [(row["epoch"] + 1) * self._steps for row in scored]
+            right.plot(ends, [row["val_accuracy"] for row in scored], "o-", color=plots.BLUE)
             right.set_ylim(0, 1)
             right.set_xlabel("step")
             right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

@@ -6,6 +6,6 @@ printed here is the same on every machine, because notebook tests compare it.
 """
 
 from kdlab.lab.records import MIME, plain
-from kdlab.lab.session import ClaimError, Lab, seed_everything, start
+from kdlab.lab.session import ClaimError, Lab, start
 
-__all__ = ["MIME", "ClaimError", "Lab", "plain", "seed_everything", "start"]
+__all__ = ["MIME", "ClaimError", "Lab", "plain", "start"]

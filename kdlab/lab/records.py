@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-import os
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,18 +30,14 @@ def plain(value: Any) -> Any:
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, torch.Tensor):
-        return plain(value.detach().cpu().tolist())
-    if isinstance(value, np.ndarray):
+    if isinstance(value, torch.Tensor | np.ndarray):
         return plain(value.tolist())
     if isinstance(value, pd.DataFrame):
         named = any(name is not None for name in value.index.names)
         return [plain(row) for row in (value.reset_index() if named else value).to_dict("records")]
-    if isinstance(value, pd.Series):
-        return {str(key): plain(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping | pd.Series):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
@@ -64,12 +58,3 @@ def readable(key: str, item: Any) -> str:
     else:
         text = str(item)
     return text if key == "value" else f"{key} = {text}"
-
-
-def hardware(chosen: str) -> str:
-    """Return the hardware in words, as far as it is known without touching it."""
-    if chosen in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda: {torch.cuda.get_device_name()}"
-    if chosen in ("auto", "mps") and torch.backends.mps.is_available():
-        return "mps"
-    return f"cpu: {platform.machine()}, {os.cpu_count()} cores"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,9 @@ import kdlab
 from kdlab import exercises, plots
 from kdlab.files import atomic_write, cache_folder
 from kdlab.lab import parameters
-from kdlab.lab.records import MIME, hardware, plain, readable
+from kdlab.lab.records import MIME, plain, readable
+from kdlab.training.device import describe
+from kdlab.words import nearest
 
 MARKS = {"not yet": "…", "wrong": "✗", "close": "≈", "right": "✓"}
 
@@ -85,11 +86,8 @@ class Lab:
         self.parameters = dict(values)
         self.changed: dict[str, Any] | None = None
         if defaults is not None:
-            self.changed = {
-                name: value
-                for name, value in self.parameters.items()
-                if name in defaults and defaults[name] != value
-            }
+            changed = (name for name, default in defaults.items() if values.get(name) != default)
+            self.changed = {name: values[name] for name in changed if name in values}
         self.claims: list[dict[str, Any]] = []
         self.checks: list[dict[str, Any]] = []
         self.records: list[dict[str, Any]] = []
@@ -102,11 +100,6 @@ class Lab:
         return self.parameters["profile"] == "fast"
 
     @property
-    def full(self) -> bool:
-        """Whether the profile is ``full``."""
-        return not self.fast
-
-    @property
     def is_default(self) -> bool:
         """Whether what is studied is as declared; profile and device only say how it is run."""
         return not set(self.changed or ()) - {"profile", "device"}
@@ -117,11 +110,9 @@ class Lab:
 
     def headline(self) -> str:
         """Return what ``start`` prints: lesson, profile, seed, data set, changed parameters."""
-        words = ["kdlab", f"lesson {self.lesson}"]
-        for name in ("profile", "seed", "dataset"):
-            if name in self.parameters:
-                words.append(f"{name} {self.parameters[name]}")
-        lines = [" · ".join(words)]
+        shown = [n for n in ("profile", "seed", "dataset") if n in self.parameters]
+        words = [f"lesson {self.lesson}", *(f"{name} {self.parameters[name]}" for name in shown)]
+        lines = [" · ".join(["kdlab", *words])]
         if self.changed:
             changes = ", ".join(f"{name} = {value!r}" for name, value in self.changed.items())
             lines.append(f"changed: {changes}")
@@ -135,7 +126,9 @@ class Lab:
         try:
             exercise = exercises.find(name)
             if exercise is None:
-                print(f"✗ {name}: {self._no_such_exercise(name)}")
+                names = exercises.available()
+                there_are = ", ".join(names) or "none"
+                print(f"✗ {name}: no such exercise{nearest(name, names)}; there are: {there_are}")
                 return
             verdict = exercise.judge(answer)
             words = [verdict.message] if verdict.message else []
@@ -182,23 +175,25 @@ class Lab:
         """
         if within and equals is None:
             raise ValueError(f"within={within} needs equals; bounds have no tolerance")
+        if equals is None and at_least is None and at_most is None:
+            raise ValueError("claim needs a bound: at_least, at_most or equals")
         number = _number(value)
+        if number is None and equals is None:
+            raise ValueError(f"value={value!r} is no number; bounds need one")
         tests: list[tuple[str, bool]] = []
         if equals is not None:
-            tests.append((_wanted_equal(equals, within), _equal(value, number, equals, within)))
-        if number is None and (at_least is not None or at_most is not None):
-            raise ValueError(f"value={value!r} is no number; bounds need one")
+            wish = f"{equals!r} ± {within:g}" if within else repr(equals)
+            tests.append((wish, _equal(value, equals, within)))
         if at_least is not None:
             tests.append((f"at least {at_least:g}", number is not None and number >= at_least))
         if at_most is not None:
             tests.append((f"at most {at_most:g}", number is not None and number <= at_most))
-        if not tests:
-            raise ValueError("claim needs a bound: at_least, at_most or equals")
         holds = all(passed for _, passed in tests)
         wanted = " and ".join(text for text, _ in tests)
         shown = f"{number:.6g}" if number is not None else repr(value)
+        stored = plain(number) if number is not None else repr(value)[:200]
         self.claims.append(
-            {"sentence": sentence, "holds": holds, "value": _short(value, number), "wanted": wanted}
+            {"sentence": sentence, "holds": holds, "value": stored, "wanted": wanted}
         )
         self._save()
         if holds:
@@ -252,10 +247,8 @@ class Lab:
             "parameters": plain(self.parameters),
             "is_default": self.is_default,
             "kdlab": kdlab.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": hardware(self.parameters.get("device", "auto")),
-            "threads": torch.get_num_threads(),
+            "device": self.parameters.get("device", "auto"),
+            "machine": describe(),
             "records": self.records,
             "claims": self.claims,
             "checks": self.checks,
@@ -273,12 +266,6 @@ class Lab:
             return False
         return True
 
-    @staticmethod
-    def _no_such_exercise(name: str) -> str:
-        names = exercises.available()
-        there_are = ", ".join(names) or "none"
-        return f"no such exercise{parameters.meant(name, names)}; there are: {there_are}"
-
 
 def _number(value: Any) -> float | None:
     """Return a value as a float; None for texts and whatever is no single number."""
@@ -290,16 +277,8 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _equal(value: Any, number: float | None, equals: Any, within: float) -> bool:
-    wanted = _number(equals)
+def _equal(value: Any, equals: Any, within: float) -> bool:
+    number, wanted = _number(value), _number(equals)
     if number is None or wanted is None:
         return bool(np.all(value == equals))
     return number == wanted or abs(number - wanted) <= within
-
-
-def _wanted_equal(equals: Any, within: float) -> str:
-    return f"{equals!r} ± {within:g}" if within else repr(equals)
-
-
-def _short(value: Any, number: float | None) -> Any:
-    return plain(number) if number is not None else repr(value)[:200]

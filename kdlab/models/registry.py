@@ -1,6 +1,5 @@
 """The table of models by the names that the literature uses, and `build`."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from kdlab.models.mobilenet import mobilenetv2
 from kdlab.models.resnet import resnet
 from kdlab.models.vgg import vgg
 from kdlab.models.wide_resnet import wide_resnet
+from kdlab.words import nearest
 
 PLAIN = (16, 16, 32, 64)
 X4 = (32, 64, 128, 256)
@@ -122,9 +122,8 @@ def count_parameters(model: nn.Module) -> int:
 def _entry(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     if name in MODELS:
         return MODELS[name]
-    near = difflib.get_close_matches(str(name), MODELS, n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ValueError(f"name: unknown model {name!r}; {hint}Available: {', '.join(MODELS)}.")
+    known = ", ".join(MODELS)
+    raise ValueError(f"name: unknown model {name!r}{nearest(name, MODELS)}; available: {known}.")
 
 
 def _options(name: str) -> tuple[str, ...]:

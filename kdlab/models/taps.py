@@ -1,11 +1,12 @@
 """Taps read the output of any inner layer, in any model, without changing the model."""
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from kdlab.words import nearest
 
 
 class _Hook:
@@ -42,7 +43,7 @@ class Taps(Mapping[str, Tensor]):
     and its memory is held as long as the Taps are.
 
     Raises:
-        ValueError: a path that the model does not have (with the nearest matches); on reading, if
+        ValueError: a path that the model does not have (with the nearest match); on reading, if
             no forward has reached the layer, if its output holds no tensor, or if a later layer
             has overwritten it in place.
         KeyError: on reading a path that is not tapped.
@@ -57,7 +58,11 @@ class Taps(Mapping[str, Tensor]):
         modules = _modules(model)
         for path in wanted:
             if path not in modules:
-                raise ValueError(_unknown_path(path, modules))
+                parts = ", ".join(name for name in modules if "." not in name)
+                raise ValueError(
+                    f"paths: the model has no layer {path!r}{nearest(path, modules)}; its parts: "
+                    f"{parts}. kdlab.models.paths(model) lists all."
+                )
         self._paths = wanted
         self._outputs: dict[str, tuple[Tensor | None, int]] = {}
         self._handles = [
@@ -160,11 +165,3 @@ def _first_tensor(output: Any) -> Tensor | None:
 def _version(tensor: Tensor | None) -> int:
     """How often a tensor was written in place; inference tensors do not count it."""
     return 0 if tensor is None or tensor.is_inference() else tensor._version
-
-
-def _unknown_path(path: str, modules: Mapping[str, nn.Module]) -> str:
-    near = difflib.get_close_matches(str(path), modules, n=3) or list(modules)[:6]
-    return (
-        f"paths: the model has no layer {path!r}; nearest: {', '.join(near)}. "
-        "kdlab.models.paths(model) lists all."
-    )

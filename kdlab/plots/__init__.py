@@ -30,7 +30,7 @@ from kdlab.plots.figures import (
     show,
     styled,
 )
-from kdlab.plots.grids import class_matrix, draw_image, heatmap, image_grid
+from kdlab.plots.grids import class_matrix, draw_image, image_grid
 
 __all__ = [
     "BLACK",
@@ -51,7 +51,6 @@ __all__ = [
     "curves",
     "draw_image",
     "hard_and_soft",
-    "heatmap",
     "image_grid",
     "interval_points",
     "interval_table",

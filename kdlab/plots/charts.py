@@ -25,6 +25,8 @@ from kdlab.plots.figures import (
 )
 from kdlab.plots.grids import draw_image
 
+FEWEST = 20  # samples in a bin that a reliability diagram shows
+
 
 @styled
 def probability_bars(
@@ -33,8 +35,6 @@ def probability_bars(
     classes: Sequence[str],
     *,
     highlight: int | None = None,
-    color: str = BLUE,
-    ymax: float = 1.0,
 ) -> Any:
     """Draw probabilities as bars with their percentages above, on one fixed scale.
 
@@ -43,8 +43,6 @@ def probability_bars(
         probabilities: [C] values in [0, 1].
         classes: C names.
         highlight: index of the bar in orange, as a rule the true class.
-        color: of the other bars.
-        ymax: top of the scale; keep it fixed when pictures are to be compared.
 
     Returns:
         The bars; ``update_bars`` changes them in place, several times faster than drawing anew.
@@ -55,11 +53,11 @@ def probability_bars(
     heights = np.asarray(probabilities, dtype=float)
     one_each("classes", classes, len(heights), "probability")
     axis.clear()
-    colors = [ORANGE if index == highlight else color for index in range(len(heights))]
+    colors = [ORANGE if index == highlight else BLUE for index in range(len(heights))]
     bars = axis.bar(range(len(heights)), heights, color=colors, width=0.75)
     axis.bar_label(bars, labels=_percentages(heights), padding=2, fontsize=9)
     name_bars(axis, classes)
-    axis.set_ylim(0, ymax * 1.08)
+    axis.set_ylim(0, 1.08)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axis.grid(axis="y")
@@ -131,7 +129,6 @@ def curves(
     xlabel: str | None = None,
     ylabel: str | None = None,
     percent: bool = False,
-    height: float = 3.0,
 ) -> Figure:
     """Draw one line per entry; several runs of one setting become their mean and full range.
 
@@ -143,14 +140,13 @@ def curves(
         xlabel: default: ``x``.
         ylabel: default: ``column``, underscores as spaces.
         percent: the values are fractions, shown as percentages.
-        height: inches.
 
     Raises:
         ValueError: no series, a missing column, or values with more than two dimensions.
     """
     if not series:
         raise ValueError("series is empty: give at least one name → values")
-    figure = new_figure(height)
+    figure = new_figure()
     axis = figure.subplots()
     for index, (name, given) in enumerate(series.items()):
         steps, runs = _steps_and_runs(name, given, column, x)
@@ -252,7 +248,9 @@ def interval_points(
     axis.set_xlabel(label or metric.replace("_", " "))
     if percent:
         axis.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.xaxis.set_major_locator(MaxNLocator(6))
+        low, high = axis.get_xlim()
+        axis.set_xlim(max(low, -0.01), min(high, 1.01))  # an interval may reach beyond
+    axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axis.grid(axis="x")
     against = f"; the dashed line is {baseline}" if baseline is not None else ""
     return labelled(
@@ -263,23 +261,23 @@ def interval_points(
 
 
 @styled
-def reliability(tables: Mapping[str, Reliability], *, height: float = 3.6) -> Figure:
+def reliability(tables: Mapping[str, Reliability]) -> Figure:
     """Draw how often models are right against how sure they say they are.
 
     Args:
-        tables: name → ``metrics.reliability(logits, targets)``; empty bins are left out.
-        height: inches.
+        tables: name → ``metrics.reliability(logits, targets)``; bins with fewer than
+            ``FEWEST`` samples are left out, because their accuracy is mostly chance.
 
     Raises:
         ValueError: no table.
     """
     if not tables:
         raise ValueError("tables is empty: give at least one name → bins")
-    figure = new_figure(height, width=5.8)
+    figure = new_figure(3.6, width=5.8)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="as sure as right")
     for index, (name, table) in enumerate(tables.items()):
-        filled = np.asarray(table.count) > 0
+        filled = np.asarray(table.count) >= FEWEST
         sure, right = np.asarray(table.confidence)[filled], np.asarray(table.accuracy)[filled]
         share = np.asarray(table.count)[filled] / np.sum(table.count)
         color = PALETTE[index % len(PALETTE)]

@@ -1,4 +1,4 @@
-"""Pictures in rows and columns: images, heat maps, confusion matrices."""
+"""Pictures in rows and columns: images, confusion matrices."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
 from kdlab.plots.figures import WIDTH, labelled, new_figure, one_each, styled
+
+ROUND = MaxNLocator(6, steps=[1, 2, 5, 10])
 
 
 @styled
@@ -52,75 +54,14 @@ def draw_image(axis: Axes, image: np.ndarray) -> Any:
 
 
 @styled
-def heatmap(
-    values: ArrayLike,
-    xlabels: Sequence[Any],
-    ylabels: Sequence[Any],
-    *,
-    annotate: bool | str = True,
-    xlabel: str = "",
-    ylabel: str = "",
-    label: str = "",
-    percent: bool = False,
-) -> Figure:
-    """Draw a table of numbers as colours, light for large.
-
-    Args:
-        values: [rows, columns]; NaN stays white.
-        xlabels, ylabels: names of the columns and the rows.
-        annotate: write the numbers into the cells; a format such as ``".1f"`` says how.
-        xlabel, ylabel: what the columns and the rows are.
-        label: what the numbers are, beside the colour bar.
-        percent: the values are fractions, shown as percentages.
-
-    Raises:
-        ValueError: ``values`` is not a table, or the names do not fit it.
-    """
-    table = np.asarray(values, dtype=float)
-    if table.ndim != 2:
-        raise ValueError(f"values has shape {table.shape}; expected [rows, columns]")
-    one_each("ylabels", ylabels, table.shape[0], "row")
-    one_each("xlabels", xlabels, table.shape[1], "column")
-    figure = new_figure(height=min(7.0, max(2.2, 1.1 + 0.38 * table.shape[0])))
-    axis = figure.subplots()
-    mesh = axis.imshow(table, aspect="auto", cmap="viridis")
-    axis.set_xticks(range(len(xlabels)), [str(name) for name in xlabels])
-    axis.set_yticks(range(len(ylabels)), [str(name) for name in ylabels])
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    axis.set_xlabel(xlabel)
-    axis.set_ylabel(ylabel)
-    scale = PercentFormatter(1.0, decimals=0) if percent else None
-    figure.colorbar(mesh, ax=axis, label=label, format=scale)
-    if annotate:
-        pattern = annotate if isinstance(annotate, str) else (".0%" if percent else ".2g")
-        middle = (np.nanmin(table) + np.nanmax(table)) / 2
-        for (row, column), value in np.ndenumerate(table):
-            if np.isfinite(value):
-                ink = "black" if value > middle else "white"
-                axis.text(
-                    column, row, format(value, pattern), ha="center", va="center", color=ink,
-                    fontsize=9,
-                )  # fmt: skip
-    what = label or "values"
-    return labelled(figure, f"Heat map of {what}: {ylabel or 'rows'} by {xlabel or 'columns'}.")
-
-
-@styled
 def class_matrix(
-    matrix: ArrayLike,
-    classes: Sequence[str],
-    *,
-    xlabel: str = "class the model gives",
-    ylabel: str = "true class",
-    hide_diagonal: bool = False,
+    matrix: ArrayLike, classes: Sequence[str], *, hide_diagonal: bool = False
 ) -> Figure:
     """Draw a confusion matrix, or which classes look alike to a teacher.
 
     Args:
         matrix: [C, C] fractions, one row per true class.
         classes: C names.
-        xlabel, ylabel: what columns and rows are.
         hide_diagonal: leave the right answers white, so that the colours serve the small numbers.
 
     Raises:
@@ -142,8 +83,9 @@ def class_matrix(
         axis.tick_params(axis="x", rotation=90)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_xlabel(xlabel)
-    axis.set_ylabel(ylabel)
-    figure.colorbar(mesh, ax=axis, format=PercentFormatter(1.0, decimals=0), shrink=0.8)
+    axis.set_xlabel("class the model gives")
+    axis.set_ylabel("true class")
+    scale = PercentFormatter(1.0, decimals=0)
+    figure.colorbar(mesh, ax=axis, format=scale, shrink=0.8, ticks=ROUND)
     hidden = " The diagonal is left out." if hide_diagonal else ""
-    return labelled(figure, f"Matrix of {len(table)} classes: {ylabel} by {xlabel}.{hidden}")
+    return labelled(figure, f"Matrix of {len(table)} classes: true by given.{hidden}")

@@ -5,6 +5,7 @@ from kdlab.training.loop import Moment, fit
 from kdlab.training.predict import predict
 from kdlab.training.study import Setting, study
 from kdlab.training.teacher_outputs import TeacherOutputs, stored_teacher_outputs
+from kdlab.training.teachers import load_teacher
 
 __all__ = [
     "History",
@@ -13,6 +14,7 @@ __all__ = [
     "Setting",
     "TeacherOutputs",
     "fit",
+    "load_teacher",
     "predict",
     "stored_teacher_outputs",
     "study",

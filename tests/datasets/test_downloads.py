@@ -269,20 +269,6 @@ def cache_made(cache: Path) -> Path:
     return cache
 
 
-def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.delenv("KDLAB_DATA_DIR")
-    checkout = tmp_path / "checkout"
-    monkeypatch.setattr(downloads, "__file__", str(checkout / "kdlab/datasets/downloads.py"))
-    assert "kdlab" in downloads.cache_folder().name and checkout not in (
-        downloads.cache_folder().parents
-    )
-    checkout.mkdir()
-    (checkout / "pyproject.toml").touch()
-    assert downloads.cache_folder() == checkout / "data" / "cache"
-    monkeypatch.setenv("KDLAB_DATA_DIR", "~/here")
-    assert downloads.cache_folder() == Path.home() / "here"
-
-
 def archive(members: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:

@@ -140,7 +140,7 @@ def test_npz_lacking_an_array(tmp_path):
     arrays = good()
     arrays["xtest"] = arrays.pop("x_test")
     np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(ValueError, match=r"lacks the array 'x_test' \(is 'xtest' it\?\); it has"):
+    with pytest.raises(ValueError, match=r"lacks the array 'x_test'; it has .*xtest"):
         load(tmp_path / "a.npz")
 
 

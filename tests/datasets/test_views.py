@@ -91,6 +91,18 @@ def test_moves_and_mirrors_are_fair(view):
     assert mirrored == pytest.approx(0.5, abs=5 * 0.5 / N**0.5)
 
 
+def test_a_move_does_not_tell_whether_it_is_mirrored():
+    x = torch.zeros(N, 1, 9, 9)
+    x[:, 0, 4, 4], x[:, 0, 4, 3] = 2, 1
+    moved = Augmentation(2, flip=True)(x, INDEX, 0)[:, 0]
+    place = (moved == 2).flatten(1).int().argmax(1)
+    mirrored = (moved == 1).flatten(1).int().argmax(1) - place > 0
+    down, right = place // 9 - 2, place % 9 - 2
+    for move in (down, right):
+        table = torch.bincount(move * 2 + mirrored, minlength=10).float()
+        assert chi_square(table) < 9 + 5 * 18**0.5
+
+
 @pytest.mark.parametrize(("seed", "view"), [(0, 0), (0, 1), (1, 0), (12345, 999), (-1, 3)])
 @pytest.mark.parametrize("stream", [0, 1, 2])
 def test_uniform_numbers(seed, view, stream):

@@ -151,8 +151,8 @@ def test_without_a_teacher_the_message_is_kind(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("soft_target", {}, "^name: no method 'soft_target'; did you mean 'soft_targets'"),
-        ("xyz", {}, "^name: no method 'xyz'. There are: decoupled, dist,"),
+        ("soft_target", {}, "^name: no method 'soft_target' .did you mean 'soft_targets'"),
+        ("xyz", {}, "^name: no method 'xyz'; there are: decoupled, dist,"),
         ("base", {}, "^name: no method 'base'"),
         ("dist", {"temprature": 2}, "^temprature: dist has no .*did you mean 'temperature'"),
         ("dist", {"self": 2}, "^self: dist has no such option"),

@@ -77,7 +77,7 @@ def test_set_moves_several_controls_draws_once_and_gives_the_result(explorer):
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({"scael": 2}, "no control 'scael'; known: x, scale, kind; did you mean 'scale'"),
+        ({"scael": 2}, "no control 'scael' .did you mean 'scale'... known: x, scale, kind"),
         ({"x": 9}, "x=9 is not possible; expected a whole number from 0 to 5"),
         ({"x": 2.5}, "x=2.5 is not possible"),
         ({"scale": 400}, "scale=400 is not possible; expected from 0.25 to 16"),

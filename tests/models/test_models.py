@@ -229,7 +229,7 @@ def test_cnn_options():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: build("resnet21", 5), "unknown model 'resnet21'; did you mean .*resnet2"),
+        (lambda: build("resnet21", 5), "unknown model 'resnet21' .did you mean 'resnet"),
         (lambda: build("mlp", 5, hiden=(3,)), "'mlp' has no option 'hiden'.*hidden"),
         (lambda: build("resnet20", 5, depth=8), "'resnet20' has no option 'depth'.*none"),
         (lambda: build("cnn_tiny", 5, widths=(1,)), "'cnn_tiny' has no option 'widths'"),

@@ -200,8 +200,9 @@ def test_inference_mode():
 @pytest.mark.parametrize("wrong", ["stage4", "stage1.5", "layer1", "", "stage1.0.conv3"])
 def test_unknown_path_names_the_nearest(wrong):
     model = build("resnet8", 5)
-    with pytest.raises(ValueError, match=r"no layer .*nearest: st"):
+    with pytest.raises(ValueError, match=r"no layer .*; its parts: stem, stage1") as caught:
         Taps(model, ["stem", wrong])
+    assert ("did you mean 'stage" in str(caught.value)) == wrong.startswith("stage")
     assert hooks(model) == 0
 
 

@@ -81,7 +81,7 @@ def test_runs_with_other_parameters_and_no_network(lesson, given, tmp_path, offl
         ({"sead": "1"}, "did you mean 'seed'"),
         ({"seed": "-1"}, "out of range"),
         ({"seed": "one"}, "expected int"),
-        ({"profile": "huge"}, "one of 'fast', 'full'"),
+        ({"profile": "huge"}, "one of fast, full"),
     ],
     ids=["unknown", "range", "type", "choice"],
 )

@@ -21,6 +21,12 @@ def test_the_allocator_takes_the_setting():
     assert device.keep_pages()
 
 
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp32"), ((8, 0), "bf16")])
+def test_a_cards_generation_decides_the_precision(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: capability)
+    assert device.pick_precision("auto", torch.device("cuda")) == precision
+
+
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_the_convolutions_setting_comes_back(kind):
     before = torch.backends.cudnn.benchmark

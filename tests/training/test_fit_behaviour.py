@@ -1,6 +1,7 @@
 """What `fit` does around the arithmetic: modes, freezing, randomness, adapters, waiting."""
 
 import copy
+import signal
 
 import numpy as np
 import pytest
@@ -201,6 +202,15 @@ def test_an_interrupted_run_is_usable():
     assert between.interrupted and between.steps == 3 and len(between.history) == 1
     last = fit(make_cnn(DATA), DATA, callbacks=[interrupt_at(1, 3)], **SHORT)
     assert not last.interrupted and len(last.history) == 2
+
+
+def test_ctrl_c_belongs_to_the_reader_again_afterwards():
+    before = signal.getsignal(signal.SIGINT)
+    with stopping_is_expected():
+        fit(make_mlp(DATA), DATA, callbacks=[interrupt_at(0, 1)], **SHORT)
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_two_interrupts_act_at_once():

@@ -1,0 +1,11 @@
+"""Words for messages that several families share."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" with the nearest known word, "" when none is near."""
+    words = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(str(word).lower(), words, n=1)
+    return f" (did you mean {words[close[0]]!r}?)" if close else ""
