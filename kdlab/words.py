@@ -9,3 +9,13 @@ def nearest(word: object, known: Iterable[str]) -> str:
     words = {name.lower(): name for name in known}
     close = difflib.get_close_matches(str(word).lower(), words, n=1)
     return f" (did you mean {words[close[0]]!r}?)" if close else ""
+
+
+def check_known(what: str, name: object, known: Iterable[str], where: str = "") -> None:
+    """Raise ValueError, with the nearest name and all others, unless ``name`` is a known one."""
+    names = list(known)
+    if name not in names:
+        there_are = ", ".join(names) or "none"
+        raise ValueError(
+            f"unknown {what} {name!r}{where}{nearest(name, names)}; known: {there_are}"
+        )

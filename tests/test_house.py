@@ -32,6 +32,8 @@ REGISTRY = re.compile(
         ("--(?:extra-)?" + "index-url", "find" + "-links", r"https?://[^\s'\"]*/simple" + r"\b")
     )
 )
+# PyTorch's own public address of its CPU build, which the docs may name
+PUBLIC = "--index" + "-url https://download.pytorch.org/whl/cpu"
 BINARY = {".png", ".npz", ".safetensors", ".pt", ".gz", ".woff", ".ico"}
 
 
@@ -88,7 +90,7 @@ def machine_traces(paths: list[Path], root: Path) -> list[str]:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if '"image/png"' in line:
                 continue  # base64 may spell anything
-            for match in (MACHINE_PATH.search(line), REGISTRY.search(line)):
+            for match in (MACHINE_PATH.search(line), REGISTRY.search(line.replace(PUBLIC, ""))):
                 if match:
                     found.append(f"{path.relative_to(root)}:{number}: {match[0]}")
             if str(root) in line:
@@ -189,6 +191,7 @@ def test_a_long_file_is_found(planted):
         "pip install --extra-" + "index-url x",
         "find" + "-links = y",
         "https://example.org/" + "simple/torch",
+        PUBLIC.replace("pytorch", "example"),
     ],
 )
 def test_a_trace_of_a_machine_is_found(tmp_path, line):
@@ -200,4 +203,6 @@ def test_a_trace_of_a_machine_is_found(tmp_path, line):
 def test_ordinary_text_is_no_trace(tmp_path):
     path = tmp_path / "notes.md"
     path.write_text("a work/day, ~/work/x, https://example.org/home/x, tests/tmp, /usr/bin/env\n")
+    assert machine_traces([path], tmp_path) == []
+    path.write_text(f"pip install torch {PUBLIC}\n")
     assert machine_traces([path], tmp_path) == []

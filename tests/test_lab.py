@@ -146,7 +146,7 @@ def test_start_accepts_values(values):
 def test_unknown_injected_name_gets_the_nearest_match():
     with pytest.raises(ValueError, match=r"'temprature' \(did you mean 'temperature'\?\)"):
         start(CELL, "# Parameters\nseed = 1\ntemprature = 8\n", temprature=8)
-    with pytest.raises(ValueError, match="unknown parameter 'zzz'; this lesson has: profile, seed"):
+    with pytest.raises(ValueError, match="unknown parameter 'zzz'; known: profile, seed"):
         start(CELL, "# Parameters\nzzz = 8\n", zzz=8)
 
 

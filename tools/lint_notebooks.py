@@ -17,7 +17,7 @@ CELLS, WORDS, CODE_LINES, KILOBYTES = (25, 45), (600, 1500), 20, 300
 # lessons that may be shorter: the tour, and the clinic, whose text is the learner's own
 SHORT = {
     "00_start_here": {"cells": 12, "words": 200},
-    "broken_distillers": {"cells": 12, "words": 300},
+    "01b_broken_distillers": {"cells": 12, "words": 300},
 }
 NO_EXERCISE = ("00_start_here",)
 HEADER = ("you will be able to", "you need", "time", "runs on")
@@ -58,11 +58,6 @@ class Lesson:
     def stem(self) -> str:
         """The file's name without its ending."""
         return self.path.stem
-
-    @property
-    def topic(self) -> str:
-        """The stem, or without its number where only that is in the table of short lessons."""
-        return self.stem if self.stem in SHORT else re.sub(r"^\d+_", "", self.stem)
 
     @property
     def cells(self) -> list[nbformat.NotebookNode]:
@@ -161,7 +156,7 @@ def start(lesson: Lesson) -> Iterator[str]:
 
 
 def size(lesson: Lesson) -> Iterator[str]:
-    least, most = SHORT.get(lesson.topic, {}).get("cells", CELLS[0]), CELLS[1]
+    least, most = SHORT.get(lesson.stem, {}).get("cells", CELLS[0]), CELLS[1]
     if not least <= len(lesson.cells) <= most:
         yield f"size: {len(lesson.cells)} cells, expected {least} to {most}"
     kilobytes = lesson.path.stat().st_size / 1000
@@ -174,7 +169,7 @@ def size(lesson: Lesson) -> Iterator[str]:
 
 
 def words(lesson: Lesson) -> Iterator[str]:
-    least, most = SHORT.get(lesson.topic, {}).get("words", WORDS[0]), WORDS[1]
+    least, most = SHORT.get(lesson.stem, {}).get("words", WORDS[0]), WORDS[1]
     count = sum(len(re.findall(r"[A-Za-z][\w’'-]*", prose(s))) for _, s in lesson.text)
     if not least <= count <= most:
         yield f"words: {count}, expected {least} to {most}"

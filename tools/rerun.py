@@ -20,6 +20,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from kdlab.files import atomic_write
+
 TIMEOUT = 600
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -65,9 +67,8 @@ def rerun(path: Path, timeout: int = TIMEOUT) -> str:
     after = (nbformat.writes(notebook).rstrip("\n") + "\n").encode()
     if after == before:
         return "unchanged"
-    temporary = path.with_suffix(".ipynb.part")
-    temporary.write_bytes(after)
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(after)
     return "written"
 
 

@@ -18,7 +18,6 @@ OK, CHANGE, MISSING = "ok", "change", "missing"
 SHOWN = ("torch", "numpy", "jupyterlab", "ipywidgets", "matplotlib", "papermill")
 HARDWARE = ("device", "precision", "threads")
 GIB = 2**30
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,11 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).set_index("what")
 
 
-def check_python() -> Iterator[Finding]:
-    """Python itself; one too old does not get as far as here."""
-    yield Finding("python", OK, f"{sys.version.split()[0]} in {sys.prefix}")
-
-
 def check_packages() -> Iterator[Finding]:
-    """Every direct dependency is there and within the range that kdlab declares."""
+    """Python, and every direct dependency within the range that kdlab declares."""
     from packaging.requirements import Requirement
 
+    yield Finding("python", OK, f"{sys.version.split()[0]} in {sys.prefix}")
     advice = "run `make lab` again, or `pip install -c requirements.lock -e .`"
     needed = [Requirement(text) for text in importlib.metadata.requires("kdlab") or []]
     for need in needed:
@@ -156,16 +151,6 @@ def check_teachers() -> Iterator[Finding]:
             yield Finding(f"teacher {name}", CHANGE, "missing or damaged", advice)
 
 
-def check_browser() -> Iterator[Finding]:
-    """A Chromium, which only the browser tests need."""
-    chosen = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if chosen and Path(chosen).exists():
-        yield Finding("chromium", OK, chosen)
-    else:
-        advice = "only for the browser tests: apt-get install chromium, or set CHROMIUM to its path"
-        yield Finding("chromium", CHANGE, "not found", advice)
-
-
 def usable_cores() -> int:
     """Return the number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -183,12 +168,10 @@ def _safely(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 
 CHECKS = (
-    check_python,
     check_packages,
     check_device,
     check_memory,
     check_cache,
     check_kernel,
     check_teachers,
-    check_browser,
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from kdlab.lab import parameters as lab
+from kdlab.words import check_known
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 START = re.compile(r"(?:\w+\.)*start\(globals\(\)")
@@ -80,7 +81,7 @@ def accept(declared: Mapping[str, Parameter], given: Mapping[str, str]) -> dict[
     """
     values = {}
     for name, text in given.items():
-        lab.check_known(name, declared)
+        check_known("parameter", name, declared)
         parameter = declared[name]
         values[name] = _value(text, parameter.type)
         lab.check_value(name, values[name], parameter.type, parameter.limits)

@@ -27,6 +27,8 @@ def find_lesson(name: str | Path, folder: Path = Path("notebooks")) -> Path:
     if path.is_file():
         return path
     fitting = sorted(folder.glob(f"{path.name.removesuffix('.ipynb')}*.ipynb"))
+    # 01 is lesson 01, even where there is a 01b
+    fitting = [p for p in fitting if p.stem.split("_")[0] == path.name] or fitting
     if len(fitting) == 1:
         return fitting[0]
     what = f"several fit: {', '.join(p.stem for p in fitting)}" if fitting else "no such notebook"

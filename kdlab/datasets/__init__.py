@@ -14,7 +14,7 @@ from kdlab.datasets import digits, downloads, glyphs
 from kdlab.datasets.arrays import from_arrays, load_npz
 from kdlab.datasets.data import UNLABELLED, Data, Split
 from kdlab.datasets.folders import load_folder
-from kdlab.words import nearest
+from kdlab.words import check_known, nearest
 
 __all__ = ["UNLABELLED", "Data", "Split", "available", "from_arrays", "glyphs", "load"]
 
@@ -45,11 +45,7 @@ def load(name_or_path: str | Path, *, seed: int = 0, **options: Any) -> Data:
         raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
     valid = [n for n, p in inspect.signature(loader).parameters.items() if p.kind == p.KEYWORD_ONLY]
     for option in options:
-        if option not in valid:
-            raise ValueError(
-                f"unknown option {option!r} for {str(name_or_path)!r}{nearest(option, valid)}; "
-                f"options are {', '.join(valid)}"
-            )
+        check_known("option", option, valid, f" for {str(name_or_path)!r}")
     return loader(*leading, seed=seed, **options)
 
 

@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 
 from kdlab.distillers.base import Distiller, Outputs, Sum
-from kdlab.words import nearest
+from kdlab.words import check_known
 
 __all__ = ["Distiller", "Outputs", "Sum", "available", "build"]
 
@@ -31,16 +31,10 @@ def build(name: str, **options: object) -> Distiller:
         ValueError: an unknown name, or an option that the method does not have.
     """
     known = available()
-    if name not in known:
-        there_are = ", ".join(known)
-        raise ValueError(f"name: no method {name!r}{nearest(name, known)}; there are: {there_are}")
+    check_known("method", name, known)
     allowed = list(inspect.signature(known[name]).parameters)
     for option in options:
-        if option not in allowed:
-            raise ValueError(
-                f"{option}: {name} has no such option{nearest(option, allowed)}; "
-                f"its options: {', '.join(allowed)}"
-            )
+        check_known("option", option, allowed, f" of {name}")
     return known[name](**options)
 
 

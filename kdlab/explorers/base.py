@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from kdlab import plots
-from kdlab.words import nearest
+from kdlab.words import check_known
 
 # The message line carries the style sheet, so that it comes and goes with the explorer.
 CSS = """<style>
@@ -114,9 +114,7 @@ class Explorer(widgets.VBox):
             ValueError: no such control, or a value that it cannot take.
         """
         for name in values:
-            if name not in self.controls:
-                near, known = nearest(name, self.controls), ", ".join(self.controls)
-                raise ValueError(f"no control {name!r}{near}; known: {known}")
+            check_known("control", name, self.controls)
         before = self.state
         self._setting = True
         try:

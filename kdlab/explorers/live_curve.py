@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import time
-from types import TracebackType
 
 import matplotlib
 import torch
@@ -55,12 +54,7 @@ class LiveCurve:
         if time.monotonic() - self._drawn > self.every:
             self._draw()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._draw()
 
     def _draw(self) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Union, get_args, get_origin
 
-from kdlab.words import nearest
+from kdlab.words import check_known, nearest
 
 STANDARD: dict[str, Any] = {
     "profile": ("fast", "full"),
@@ -44,19 +44,10 @@ def read(
         del known[name]
     _check_declared(known, types, namespace, cell)
     for name in _injected(sources):
-        check_known(name, known)
+        check_known("parameter", name, known)
     for name, allowed in known.items():
         check_value(name, namespace[name], types.get(name, Any), allowed)
     return {name: namespace[name] for name in known}, defaults(cell) if cell else None
-
-
-def check_known(name: str, known: Iterable[str]) -> None:
-    """Raise ValueError, with the nearest name, unless ``name`` is one of the parameters."""
-    if name not in known:
-        there_are = ", ".join(known) or "none"
-        raise ValueError(
-            f"unknown parameter {name!r}{nearest(name, known)}; this lesson has: {there_are}"
-        )
 
 
 def check_value(name: str, value: Any, annotation: Any, allowed: Any) -> None:

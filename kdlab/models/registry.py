@@ -14,7 +14,7 @@ from kdlab.models.mobilenet import mobilenetv2
 from kdlab.models.resnet import resnet
 from kdlab.models.vgg import vgg
 from kdlab.models.wide_resnet import wide_resnet
-from kdlab.words import nearest
+from kdlab.words import check_known
 
 PLAIN = (16, 16, 32, 64)
 X4 = (32, 64, 128, 256)
@@ -120,29 +120,16 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _entry(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
-    if name in MODELS:
-        return MODELS[name]
-    known = ", ".join(MODELS)
-    raise ValueError(f"name: unknown model {name!r}{nearest(name, MODELS)}; available: {known}.")
-
-
-def _options(name: str) -> tuple[str, ...]:
-    builder, fixed = MODELS[name]
-    return tuple(
-        parameter.name
-        for parameter in inspect.signature(builder).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in fixed
-    )
+    check_known("model", name, MODELS)
+    return MODELS[name]
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:
-    known = _options(name)
+    builder, fixed = MODELS[name]
+    parameters = inspect.signature(builder).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in fixed]
     for option in options:
-        if option not in known:
-            raise ValueError(
-                f"options: {name!r} has no option {option!r}; "
-                f"its options: {', '.join(known) or 'none'}."
-            )
+        check_known("option", option, known, f" of {name!r}")
 
 
 def _takes_channels(builder: Callable[..., nn.Module]) -> bool:

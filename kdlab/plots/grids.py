@@ -83,7 +83,7 @@ def class_matrix(
         axis.tick_params(axis="x", rotation=90)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_xlabel("class the model gives")
+    axis.set_xlabel("class that the model finds likely")
     axis.set_ylabel("true class")
     scale = PercentFormatter(1.0, decimals=0)
     figure.colorbar(mesh, ax=axis, format=scale, shrink=0.8, ticks=ROUND)

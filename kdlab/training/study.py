@@ -12,11 +12,11 @@ from typing import Any
 import joblib
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdlab.datasets import Data, Split
 from kdlab.distillers import Distiller
-from kdlab.metrics import evaluate, mean_interval
+from kdlab.metrics import evaluate
 from kdlab.models import build_for
 from kdlab.training.device import pick_device
 from kdlab.training.loop import fit
@@ -80,7 +80,8 @@ def study(
     Returns:
         One row per setting and seed: ``setting, seed``, the metrics of ``metrics.evaluate`` on
         the test split (with ``agreement`` and ``kl_to_teacher`` where there is a teacher), and
-        ``val_accuracy``. ``summarize`` makes the table with intervals.
+        ``val_accuracy``. ``plots.interval_table`` makes the table
+        with intervals.
 
     Raises:
         ValueError: no settings, no seeds, or an argument that ``fit`` refuses.
@@ -107,23 +108,6 @@ def study(
     return pd.DataFrame(rows)
 
 
-def summarize(
-    results: pd.DataFrame, metric: str = "accuracy", confidence: float = 0.95
-) -> pd.DataFrame:
-    """Return mean and Student-t interval of one metric for each setting, in the order of the study.
-
-    Columns: ``setting, mean, low, high, seeds``. One seed gives an interval of NaN.
-    """
-    rows = []
-    for setting, group in results.groupby("setting", sort=False):
-        interval = mean_interval(group[metric].tolist(), confidence)
-        rows.append(
-            {"setting": setting, "mean": interval.mean, "low": interval.low, "high": interval.high}
-            | {"seeds": len(group)}
-        )
-    return pd.DataFrame(rows)
-
-
 def build_student(student: Student, data: Data, seed: int) -> nn.Module:
     """Return a fresh student for ``data`` with the initial weights of ``seed``."""
     if callable(student):
@@ -139,7 +123,8 @@ class _Line:
     distiller: Distiller | None
     teacher: nn.Module | None
     options: dict[str, Any]
-    outputs: TeacherOutputs | None
+    outputs: TeacherOutputs | None = None  # the teacher's logits for the training images
+    answers: Tensor | None = None  # and for the test images
 
 
 def _complete(
@@ -150,14 +135,12 @@ def _complete(
     options: Mapping[str, Any],
 ) -> _Line:
     setting = value if isinstance(value, Setting) else Setting(value)
-    needs = setting.distiller is not None and setting.distiller.needs_teacher
     return _Line(
         setting.student or student,
         setting.data or data,
         setting.distiller,
-        (setting.teacher or teacher) if needs else None,
+        setting.teacher or teacher,
         {**options, **setting.options},
-        None,
     )
 
 
@@ -189,17 +172,31 @@ def _run_all(
 
 
 def _ask_each_teacher_once(lines: dict[str, _Line]) -> dict[str, _Line]:
-    made: dict[tuple[int, int], TeacherOutputs] = {}
+    trained: dict[tuple[int, int], TeacherOutputs] = {}
+    tested: dict[tuple[int, int], Tensor] = {}
     result = {}
     for name, line in lines.items():
-        plain = line.options.get("augment") is None
-        if line.teacher and line.distiller and line.distiller.needs_only_logits and plain:
+        if (teacher := line.teacher) is not None:
+            device = line.options.get("device", "auto")
+            place = (id(line.teacher), id(line.data.test.x))
+            if place not in tested:
+                tested[place] = predict(teacher, line.data.test.x, device=device)
+            line = replace(line, answers=tested[place])
             place = (id(line.teacher), id(line.data))
-            if place not in made:
-                made[place] = TeacherOutputs.build(line.teacher, line.data)
-            line = replace(line, outputs=made[place])
+            if _asks_for_logits(line) and line.options.get("augment") is None:
+                if place not in trained:
+                    trained[place] = TeacherOutputs.build(teacher, line.data, device=device)
+                line = replace(line, outputs=trained[place])
         result[name] = line
     return result
+
+
+def _asks_teacher(line: _Line) -> bool:
+    return line.distiller is not None and line.distiller.needs_teacher
+
+
+def _asks_for_logits(line: _Line) -> bool:
+    return line.distiller is not None and _asks_teacher(line) and line.distiller.needs_only_logits
 
 
 def _stacked_rows(name: str, line: _Line, seeds: list[int]) -> Iterator[dict[str, Any]]:
@@ -213,7 +210,8 @@ def _stacked_rows(name: str, line: _Line, seeds: list[int]) -> Iterator[dict[str
         **{name: value for name, value in line.options.items() if name in STACK_OPTIONS},
     )
     for model, seed in zip(models, seeds, strict=True):
-        yield _measured(name, line, seed, model)
+        val = evaluate(predict(model, line.data.val.x), line.data.val.y)
+        yield _measured(name, line, seed, model, val["accuracy"])
 
 
 def _row(name: str, line: _Line, seed: int) -> dict[str, Any]:
@@ -223,14 +221,14 @@ def _row(name: str, line: _Line, seed: int) -> dict[str, Any]:
         model,
         line.data,
         line.distiller,
-        teacher=line.teacher,
+        teacher=line.teacher if _asks_teacher(line) else None,
         seed=seed,
         teacher_outputs=line.outputs,
         **options,
     )
     if run.interrupted:
         raise KeyboardInterrupt
-    return _measured(name, line, seed, model)
+    return _measured(name, line, seed, model, run.history.last["val_accuracy"])
 
 
 def _row_in_worker(name: str, line: _Line, seed: int, packed: dict[str, Any]) -> dict[str, Any]:
@@ -265,15 +263,9 @@ def _on_cpu(line: _Line) -> bool:
     return pick_device(line.options.get("device", "auto")).type == "cpu"
 
 
-def _measured(name: str, line: _Line, seed: int, model: nn.Module) -> dict[str, Any]:
-    device = line.options.get("device", "auto")
-    logits = predict(model, line.data.test.x, device=device)
-    answers = predict(line.teacher, line.data.test.x, device=device) if line.teacher else None
-    return {
-        "setting": name,
-        "seed": seed,
-        **evaluate(logits, line.data.test.y, answers),
-        "val_accuracy": evaluate(predict(model, line.data.val.x, device=device), line.data.val.y)[
-            "accuracy"
-        ],
-    }
+def _measured(
+    name: str, line: _Line, seed: int, model: nn.Module, val_accuracy: float
+) -> dict[str, Any]:
+    logits = predict(model, line.data.test.x, device=line.options.get("device", "auto"))
+    scores = evaluate(logits, line.data.test.y, line.answers)
+    return {"setting": name, "seed": seed, **scores, "val_accuracy": val_accuracy}

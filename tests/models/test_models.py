@@ -230,9 +230,15 @@ def test_cnn_options():
     ("call", "message"),
     [
         (lambda: build("resnet21", 5), "unknown model 'resnet21' .did you mean 'resnet"),
-        (lambda: build("mlp", 5, hiden=(3,)), "'mlp' has no option 'hiden'.*hidden"),
-        (lambda: build("resnet20", 5, depth=8), "'resnet20' has no option 'depth'.*none"),
-        (lambda: build("cnn_tiny", 5, widths=(1,)), "'cnn_tiny' has no option 'widths'"),
+        (
+            lambda: build("mlp", 5, hiden=(3,)),
+            "unknown option 'hiden' of 'mlp' .did you mean 'hidden'",
+        ),
+        (
+            lambda: build("resnet20", 5, depth=8),
+            "unknown option 'depth' of 'resnet20'; known: none",
+        ),
+        (lambda: build("cnn_tiny", 5, widths=(1,)), "unknown option 'widths' of 'cnn_tiny'"),
         (lambda: build("mlp", 1), "num_classes: .*at least 2, got 1"),
         (lambda: build("mlp", 2.0), "num_classes: .*got 2.0"),
         (lambda: build("resnet20", 5, 0), "in_channels: .*got 0"),

@@ -23,7 +23,7 @@ VARIANTS = {
         {"dataset": "digits", "seed": "1"},
         {"temperature": "2.0", "seed": "3"},
     ),
-    "02_broken_distillers": SEED_ONLY,
+    "01b_broken_distillers": SEED_ONLY,
 }
 
 lessons = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)

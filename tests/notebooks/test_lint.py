@@ -177,7 +177,7 @@ def test_every_rule_has_a_broken_lesson():
 def test_the_tour_and_the_clinic_may_be_shorter(lint):
     short = sound_lesson()
     del short.cells[5:13]
-    assert lint(short, "02_broken_distillers.ipynb") == []
+    assert lint(short, "01b_broken_distillers.ipynb") == []
     assert lint(short, "02_others.ipynb") != []
 
 

@@ -1,6 +1,5 @@
 """Many runs in one table: the same numbers as single runs, nothing lost on the way."""
 
-import math
 import os
 import signal
 import subprocess
@@ -16,11 +15,11 @@ from torch import nn
 
 from kdlab.distillers import Dist, Distiller, SoftTargets, available
 from kdlab.losses import hard_label_loss
-from kdlab.metrics import evaluate, mean_interval
+from kdlab.metrics import evaluate
 from kdlab.models import build_for
 from kdlab.training import TeacherOutputs, fit, predict
 from kdlab.training.stacked import fit_stacked, stackable
-from kdlab.training.study import Setting, study, summarize
+from kdlab.training.study import Setting, study
 
 DATA = make_data()
 TEACHER = make_mlp(DATA, seed=9, hidden=(40,))
@@ -118,7 +117,7 @@ def test_the_table():
     assert set(results) == {"setting", "seed", "val_accuracy", *expected}
     for metric, value in expected.items():
         assert results[metric][1] == pytest.approx(value, abs=1e-4)
-    assert results.agreement.notna().tolist() == [True] * 2 + [False] * 4
+    assert results.agreement.notna().tolist() == [True] * 6
     assert results.val_accuracy.between(0, 1).all()
 
 
@@ -185,21 +184,6 @@ def test_an_interrupt_keeps_what_is_done(monkeypatch):
     assert results[["setting", "seed"]].values.tolist() == [["labels", 0], ["soft", 0]]
 
 
-def test_summarize():
-    table = pd.DataFrame(
-        {"setting": ["b", "b", "b", "a"], "accuracy": [0.8, 0.9, 0.85, 0.7], "ece": 0.1}
-    )
-    summary = summarize(table)
-    interval = mean_interval([0.8, 0.9, 0.85])
-    assert list(summary.setting) == ["b", "a"] and list(summary.seeds) == [3, 1]
-    assert summary["mean"].tolist() == pytest.approx([0.85, 0.7])
-    assert summary.low[0] == interval.low and summary.high[0] == interval.high
-    assert math.isnan(summary.low[1])
-    assert summarize(table, "ece")["mean"].tolist() == pytest.approx([0.1, 0.1])
-    wide, narrow = summarize(table, confidence=0.99), summarize(table, confidence=0.5)
-    assert wide.high[0] > summary.high[0] > narrow.high[0]
-
-
 def test_progress_on_a_terminal(capsys):
     study("mlp", DATA, {"labels": None}, seeds=2, progress=True, **SHORT)
     assert "training the students: 100%" in capsys.readouterr().err
@@ -233,7 +217,7 @@ def test_cnns_in_workers_are_single_runs(in_workers):
         for name, distiller in settings.items():
             for seed in (0, 1):
                 model = single(distiller, seed, ("cnn_tiny", {}))
-                answers = predict(TEACHER, DATA.test.x) if distiller else None
+                answers = predict(TEACHER, DATA.test.x)
                 scores = evaluate(predict(model, DATA.test.x), DATA.test.y, answers)
                 rows.append({"setting": name, "seed": seed, **scores})
     finally:
