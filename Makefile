@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TORCH  := 2.13.0
 
-.PHONY: setup lab test course notebooks teachers bench lock clean
+.PHONY: setup lab test course notebooks teachers results readme bench lock clean
 .DEFAULT_GOAL := lab
 
 $(READY): pyproject.toml requirements.lock
@@ -35,6 +35,12 @@ notebooks: $(READY)      ## execute the lessons in place; a second run changes n
 
 teachers: $(READY)       ## train the shipped teachers anew
 	$(BIN)/kdlab teachers --rebuild
+
+results: $(READY)        ## make the stored results that lessons show anew (ten minutes)
+	$(BIN)/python tools/reference_results.py
+
+readme: $(READY)         ## write the README's tables from the stored results
+	$(BIN)/python tools/readme.py
 
 bench: $(READY)          ## speed against the plain loop: a table and a plot
 	$(BIN)/python benchmarks/training_loop.py

@@ -58,7 +58,7 @@ class Size:
 
 
 QUICK = Size(batches=2, windows=2, glyphs=512, epochs=1, seeds=2)
-ON_CPU = Size(batches=16, windows=5, glyphs=3000, epochs=5, seeds=3)
+ON_CPU = Size(batches=16, windows=5, glyphs=3000, epochs=20, seeds=3)
 ON_GPU = Size(batches=200, windows=7, glyphs=20_000, epochs=10, seeds=5)
 
 
@@ -228,7 +228,7 @@ def measure_accuracy(size: Size, device: torch.device) -> pd.DataFrame:
     method, rows = SoftTargets(TEMPERATURE, ALPHA), []
     outputs = TeacherOutputs.build(teacher, data, device=device)
     for seed in range(size.seeds):
-        plan = Plan(len(data.train), size.epochs, BATCH, 0.05, seed, 1)
+        plan = Plan(len(data.train), size.epochs, BATCH, 0.2, seed, 1)
         students = {
             name: models.build_for("cnn_small", data.shape, data.num_classes, seed=seed)
             for name in ("tutorial, Adam", "tutorial, fit's optimizer", "fit, cached teacher")

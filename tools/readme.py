@@ -73,7 +73,7 @@ def results() -> str:
     return (
         f"{shown}\n\nLesson 01 in the `full` profile: last epoch, {seeds} seeds, 95 % intervals "
         f"(Student's t; gains are paired by seed), each method at the learning rate that was best "
-        f"for it on validation images. {record['device']}, torch {record['torch']}."
+        f"for it on validation images. {machine(record['machine'])}."
     )
 
 

@@ -80,6 +80,7 @@ def execute(notebook: nbformat.NotebookNode, path: Path, timeout: int) -> None:
         kernel_name="python3",
         record_timing=False,
         store_widget_state=False,
+        coalesce_streams=True,
         extra_arguments=["--log-level=ERROR"],  # it warns of TCP on every start
         resources={"metadata": {"path": str(path.parent)}},
     )

@@ -115,7 +115,12 @@ class PatientD(Patient):
 class PatientE(Patient):
     """Keeps the teacher at hand and asks it itself."""
 
-    def prepare(self, student: nn.Module, teacher: nn.Module | None, example: Tensor) -> None:
+    def prepare(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        example: Tensor,
+    ) -> None:
         """Take the teacher in."""
         self.teacher = copy.deepcopy(teacher)
 
