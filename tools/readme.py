@@ -55,7 +55,7 @@ def lessons() -> str:
 def results() -> str:
     """The comparison of lesson 01, in full."""
     record = read("01_soft_targets")
-    runs = record["records"]["methods"]["value"]
+    (runs,) = (r["value"] for r in record["records"] if r["name"] == "methods")
     by_setting: dict[str, dict[int, float]] = {}
     for run in runs:
         by_setting.setdefault(run["setting"], {})[run["seed"]] = run["accuracy"]

@@ -81,7 +81,7 @@ def paired_difference(a: Iterable[float], b: Iterable[float], confidence: float 
 
 
 def _flat(name: str, values: Iterable[float]) -> np.ndarray:
-    x = np.asarray(values if hasattr(values, "__len__") else list(values), dtype=np.float64)
+    x = np.asarray(values if hasattr(values, "__array__") else list(values), dtype=np.float64)
     if x.ndim != 1 or len(x) == 0:
         raise ValueError(f"{name}: shape {list(x.shape)}, expected a flat list of at least one")
     return x

@@ -80,6 +80,7 @@ def test_a_diverged_seed_is_not_dropped_in_silence():
 
 def test_it_takes_any_iterable_and_prints_in_one_line():
     assert mean_interval(x / 10 for x in (7, 8, 9)) == mean_interval(np.array([0.7, 0.8, 0.9]))
+    assert mean_interval({"a": 0.7, "b": 0.9}.values()) == mean_interval([0.7, 0.9])
     assert str(mean_interval([0.7, 0.8, 0.9])) == "0.8 ± 0.25 (n = 3)"
     assert str(Interval(0.5, math.nan, math.nan, 1)) == "0.5 ± nan (n = 1)"
 
