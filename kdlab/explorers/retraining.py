@@ -22,6 +22,7 @@ from kdlab.training.stacked import fit_stacked
 
 COLDEST, HOTTEST = 0.5, 16.0
 HIDDEN = (32,)
+LR_OF_64_INPUTS = 0.1  # the curvature grows with the number of inputs, so the rate must fall
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ class RetrainingExplorer(Explorer):
             teacher_outputs=self.outputs if method else None,
             epochs=self.epochs,
             batch_size=64,
+            lr=LR_OF_64_INPUTS * min(1.0, 64 / math.prod(self.data.shape)),
         )
         test = self.data.test
         return np.array([evaluate(predict(m, test.x), test.y)["accuracy"] for m in models])
