@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from kdlab import plots
@@ -137,6 +138,7 @@ class RetrainingExplorer(Explorer):
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         low = min(labels.low, *(point.accuracies.min() for point in points))
         axis.set_ylim(math.floor(low * 20 - 0.4) / 20, 1.0)
+        axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axis.set_xlabel("temperature T")
         axis.set_ylabel("test accuracy")

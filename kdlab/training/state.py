@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from kdlab.training.checkpoint import load_checkpoint, try_to_save
 from kdlab.training.history import History
 
+RESERVED = {"epoch", "loss", "lr", "val_accuracy", "val_nll"}
+
 
 class State:
     """Epoch, step, weights, optimizer, random numbers and history of one run.
@@ -37,6 +39,10 @@ class State:
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Count one finished step; the sums stay on the device until the epoch ends."""
+        if taken := RESERVED & terms.keys():
+            raise ValueError(
+                f"terms: {', '.join(taken)} is a column of the history; rename the term"
+            )
         self.step += 1
         for name, value in terms.items():
             self.totals[name] = self.totals[name] + value if name in self.totals else value

@@ -162,7 +162,7 @@ def wait_until_up(server: Server, process: subprocess.Popen, log: Path) -> None:
     pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def open_lesson(browser, lab_server):
     """Open a lesson, forget its stored outputs, run all cells; gives the page, without errors."""
     pages = []
