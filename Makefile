@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TORCH  := 2.13.0
+# Jupyter refuses to run as root, which is who one is in most containers
+ROOT   := $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
 
 .PHONY: setup lab test course notebooks teachers results readme bench lock clean
 .DEFAULT_GOAL := lab
@@ -18,7 +20,7 @@ $(READY): pyproject.toml requirements.lock
 setup: $(READY)          ## the environment alone
 
 lab: $(READY)            ## open the course
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab $(ROOT) notebooks/00_start_here.ipynb
 
 test: $(READY)           ## everything that is proved
 	$(BIN)/ruff check kdlab tests notebooks tools benchmarks
