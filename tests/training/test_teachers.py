@@ -11,8 +11,9 @@ import torch
 from tiny import make_data
 
 from kdlab.datasets import load
+from kdlab.datasets.views import Augmentation
 from kdlab.metrics import accuracy
-from kdlab.training import predict, teachers
+from kdlab.training import fit, predict, teachers
 from kdlab.training.teachers import Recipe, load_teacher
 
 
@@ -206,3 +207,17 @@ def test_nothing_is_ever_unpickled(shop, write):
     with pytest.warns(UserWarning, match=r"does not fit its model \(SafetensorError\)"):
         load_teacher(load("digits"), progress=False)
     assert shop[1] == [1197] and not (shop[0] / "sprung").exists()
+
+
+def test_the_recipes_shift_reaches_the_training(monkeypatch, tmp_path):
+    asked = []
+
+    def spy(model, data, **options):
+        asked.append(options["augment"])
+        return fit(model, data, **options | {"epochs": 1})
+
+    monkeypatch.setattr(teachers, "fit", spy)
+    monkeypatch.setenv("KDLAB_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(teachers, "OTHERS", teachers.Recipe("mlp", {"hidden": [4]}, {}, shift=1))
+    load_teacher(make_data(), progress=False)
+    assert asked == [Augmentation(1)]
