@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+
+from kdlab.datasets import Split
+from kdlab.losses.checks import check_weight, compute_dtype
+
+Layers = str | Sequence[str] | Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -16,11 +21,13 @@ class Outputs:
         logits: ``[B, C]`` float32.
         taps: inner tensors by module path, as asked for in ``student_taps`` or ``teacher_taps``.
         inputs: the images that the model saw, ``[B, c, h, w]``.
+        index: which training images they are, ``[B]`` int64; for methods that remember images.
     """
 
     logits: Tensor
     taps: Mapping[str, Tensor] = field(default_factory=dict)
     inputs: Tensor | None = None
+    index: Tensor | None = None
 
 
 class Distiller(nn.Module):
@@ -34,22 +41,27 @@ class Distiller(nn.Module):
         student_taps: module paths to read in the student.
         teacher_taps: module paths to read in the teacher.
         needs_teacher: False for a control that works without one.
+        needs_input_gradients: True for a method that differentiates logits by the images.
+        complete: False for a method that never trains the student's classifier, such as a hint;
+            it is there to be added to one that does: ``Labels() + Hints()``.
     """
 
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     needs_teacher: bool = True
+    needs_input_gradients: bool = False
+    complete: bool = True
 
     @property
     def needs_only_logits(self) -> bool:
         """True when the teacher's logits can be computed once and cached."""
-        return not self.teacher_taps
+        return not self.teacher_taps and not self.needs_input_gradients
 
-    def prepare(self, student: nn.Module, teacher: nn.Module | None, example: Tensor) -> None:
-        """Build adapters from one example batch ``[B, c, h, w]``.
+    def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
+        """Build what the method owns, anew for each run: adapters, memory, starting weights.
 
-        Called once, before training, with both models in eval mode on the example's device and
-        without gradients.
+        Called once, before training, with both models in eval mode on the training device and
+        without gradients. ``train`` holds the training images and labels, on the CPU.
         """
 
     def forward(
@@ -67,19 +79,26 @@ class Distiller(nn.Module):
     def __add__(self, other: Distiller) -> Sum:
         return Sum(self, other)
 
+    def __mul__(self, factor: float) -> Scaled:
+        return Scaled(self, factor)
 
-class Sum(Distiller):
-    """Several methods at once: their terms side by side, equal names told apart by a number."""
+    __rmul__ = __mul__
+
+
+class Wrapper(Distiller):
+    """What holds other methods: it wants whatever one of its parts wants.
+
+    Args:
+        parts: the methods.
+    """
 
     def __init__(self, *parts: Distiller) -> None:
         super().__init__()
-        leaves: list[Distiller] = []
-        for part in parts:
-            leaves += part._parts if isinstance(part, Sum) else [part]
-        self.parts = nn.ModuleList(leaves)
-        self.student_taps = tuple({tap: None for part in leaves for tap in part.student_taps})
-        self.teacher_taps = tuple({tap: None for part in leaves for tap in part.teacher_taps})
-        self.needs_teacher = any(part.needs_teacher for part in leaves)
+        self.parts = nn.ModuleList(parts)
+        self._collect_taps()
+        self.needs_teacher = any(part.needs_teacher for part in parts)
+        self.needs_input_gradients = any(part.needs_input_gradients for part in parts)
+        self.complete = any(part.complete for part in parts)
 
     @property
     def _parts(self) -> list[Distiller]:
@@ -90,10 +109,29 @@ class Sum(Distiller):
         """True when that holds for every part."""
         return all(part.needs_only_logits for part in self._parts)
 
-    def prepare(self, student: nn.Module, teacher: nn.Module | None, example: Tensor) -> None:
-        """Prepare each part."""
+    def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
+        """Prepare each part, and read what the parts then want to read."""
         for part in self._parts:
-            part.prepare(student, teacher, example)
+            part.prepare(student, teacher, train)
+        self._collect_taps()
+
+    def _collect_taps(self) -> None:
+        self.student_taps = tuple({tap: None for part in self._parts for tap in part.student_taps})
+        self.teacher_taps = tuple({tap: None for part in self._parts for tap in part.teacher_taps})
+
+    def extra_repr(self) -> str:
+        """Nothing to add: the parts show themselves."""
+        return ""
+
+
+class Sum(Wrapper):
+    """Several methods at once: their terms side by side, equal names told apart by a number."""
+
+    def __init__(self, *parts: Distiller) -> None:
+        leaves: list[Distiller] = []
+        for part in parts:
+            leaves += part._parts if isinstance(part, Sum) else [part]
+        super().__init__(*leaves)
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, targets: Tensor
@@ -105,19 +143,90 @@ class Sum(Distiller):
                 terms[f"{name}_{number}" if name in terms else name] = value
         return terms
 
+
+class Scaled(Wrapper):
+    """A method with all its terms times a factor: ``0.5 * Hints()``.
+
+    Raises:
+        ValueError: a factor that is negative or no number.
+    """
+
+    def __init__(self, part: Distiller, factor: float) -> None:
+        check_weight("factor", factor)
+        super().__init__(part)
+        self.factor = float(factor)
+
+    def forward(
+        self, student: Outputs, teacher: Outputs | None, targets: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the part's terms, scaled."""
+        (part,) = self._parts
+        return {name: self.factor * v for name, v in part(student, teacher, targets).items()}
+
     def extra_repr(self) -> str:
-        """Nothing to add: the parts show themselves."""
-        return ""
+        """Show the factor."""
+        return f"factor={self.factor:g}"
+
+
+class LayerDistiller(Distiller):
+    """A method that compares pairs of inner layers.
+
+    Args:
+        layers: a module path that both models have, several of them, or student's path →
+            teacher's path. ``kdlab.models.paths(model)`` lists a model's paths.
+        weight: of the method's term, at least 0.
+
+    Raises:
+        ValueError: no layer, or a weight that is negative or not finite.
+    """
+
+    complete = False
+
+    def __init__(self, layers: Layers, weight: float) -> None:
+        super().__init__()
+        check_weight("weight", weight)
+        self.layers = layer_pairs(layers)
+        self.weight = float(weight)
+        self.student_taps = tuple(dict.fromkeys(student for student, _ in self.layers))
+        self.teacher_taps = tuple(dict.fromkeys(teacher for _, teacher in self.layers))
+
+    def pairs(self, student: Outputs, teacher: Outputs | None) -> list[tuple[Tensor, Tensor]]:
+        """Return the tensors of each pair of layers, the student's first, in single precision."""
+        return read_layers(self.layers, student, checked_teacher(teacher, self))
+
+
+def read_layers(
+    layers: Sequence[tuple[str, str]], student: Outputs, teacher: Outputs
+) -> list[tuple[Tensor, Tensor]]:
+    """Return each pair's tensors in single precision: a forward pass in bf16 gives bf16 ones."""
+    both = [(student.taps[mine], teacher.taps[theirs]) for mine, theirs in layers]
+    return [(mine.to(compute_dtype(mine)), its.to(compute_dtype(its))) for mine, its in both]
+
+
+def layer_pairs(layers: Layers) -> tuple[tuple[str, str], ...]:
+    """Return ``layers`` in any of its three forms as pairs (student's path, teacher's path)."""
+    if isinstance(layers, str):
+        layers = (layers,)
+    items = layers.items() if isinstance(layers, Mapping) else zip(layers, layers, strict=True)
+    found = tuple((mine, theirs) for mine, theirs in items)
+    if not found:
+        raise ValueError('layers: none came, expected at least one, such as "stage2"')
+    return found
+
+
+def checked_teacher(teacher: Outputs | None, who: Distiller) -> Outputs:
+    """Return the teacher's outputs, or say kindly that there is no teacher."""
+    if teacher is None:
+        raise ValueError(
+            f"teacher: {type(who).__name__} needs a teacher and got none; "
+            "give one, as in fit(student, data, distiller, teacher=teacher)"
+        )
+    return teacher
 
 
 def teacher_logits(teacher: Outputs | None, who: Distiller) -> Tensor:
     """Return the teacher's logits, or say kindly that there is no teacher."""
-    if teacher is None:
-        raise ValueError(
-            f"teacher: {type(who).__name__} needs the teacher's logits and got no teacher; "
-            "give one, as in fit(student, data, distiller, teacher=teacher)"
-        )
-    return teacher.logits
+    return checked_teacher(teacher, who).logits
 
 
 def check_fraction(name: str, value: float) -> float:

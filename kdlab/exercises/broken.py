@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdlab.datasets import Data
+from kdlab.datasets import Data, Split
 from kdlab.distillers import Distiller, Outputs
 from kdlab.distillers.base import teacher_logits
 from kdlab.exercises import Exercise, Verdict, choice
@@ -119,7 +119,7 @@ class PatientE(Patient):
         self,
         student: nn.Module,
         teacher: nn.Module | None,
-        example: Tensor,
+        train: Split,
     ) -> None:
         """Take the teacher in."""
         self.teacher = copy.deepcopy(teacher)

@@ -3,13 +3,19 @@
 from kdlab.explorers.base import Explorer
 from kdlab.explorers.landscape import LandscapeExplorer
 from kdlab.explorers.live_curve import LiveCurve
+from kdlab.explorers.maps import MapsExplorer
 from kdlab.explorers.retraining import RetrainingExplorer
+from kdlab.explorers.similarity import CKAExplorer
+from kdlab.explorers.slopes import SlopesExplorer
 from kdlab.explorers.temperature import TemperatureExplorer
 
 __all__ = [
+    "CKAExplorer",
     "Explorer",
     "LandscapeExplorer",
     "LiveCurve",
+    "MapsExplorer",
     "RetrainingExplorer",
+    "SlopesExplorer",
     "TemperatureExplorer",
 ]

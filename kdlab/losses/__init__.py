@@ -3,8 +3,39 @@
 ``f(student, teacher, ..., reduction="mean")``; see `kdlab.losses.soft_targets` for the conventions.
 """
 
+from kdlab.losses.boundaries import (
+    activation_boundary_loss,
+    batch_norm_margin,
+    factor_transfer_loss,
+    hierarchical_context_loss,
+    overhaul_loss,
+)
 from kdlab.losses.checks import unchecked_values
+from kdlab.losses.features import (
+    attention_map,
+    attention_transfer_loss,
+    channel_wise_loss,
+    flow_loss,
+    flow_matrix,
+    hint_loss,
+    neuron_selectivity_loss,
+    variational_information_loss,
+)
+from kdlab.losses.gradients import (
+    gradient_attention_loss,
+    input_gradient,
+    jacobian_matching_loss,
+    sobolev_loss,
+)
 from kdlab.losses.labels import hard_label_loss
+from kdlab.losses.relations import (
+    contrastive_loss,
+    correlation_congruence_loss,
+    probabilistic_transfer_loss,
+    relational_angle_loss,
+    relational_distance_loss,
+    similarity_preserving_loss,
+)
 from kdlab.losses.soft_targets import (
     decoupled_loss,
     dist_loss,
@@ -15,12 +46,35 @@ from kdlab.losses.soft_targets import (
 )
 
 __all__ = [
+    "activation_boundary_loss",
+    "attention_map",
+    "attention_transfer_loss",
+    "batch_norm_margin",
+    "channel_wise_loss",
+    "contrastive_loss",
+    "correlation_congruence_loss",
     "decoupled_loss",
     "dist_loss",
+    "factor_transfer_loss",
+    "flow_loss",
+    "flow_matrix",
+    "gradient_attention_loss",
     "hard_label_loss",
+    "hierarchical_context_loss",
+    "hint_loss",
+    "input_gradient",
+    "jacobian_matching_loss",
     "kl_divergence",
+    "neuron_selectivity_loss",
+    "overhaul_loss",
+    "probabilistic_transfer_loss",
+    "relational_angle_loss",
+    "relational_distance_loss",
+    "similarity_preserving_loss",
+    "sobolev_loss",
     "soft_target_loss",
     "standardize_logits",
     "ttm_loss",
     "unchecked_values",
+    "variational_information_loss",
 ]

@@ -55,6 +55,12 @@ def check_weight(name: str, value: float, highest: float = math.inf) -> None:
         raise ValueError(f"{name}: {value!r}, expected a finite number of at least 0{at_most}")
 
 
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raise ValueError unless ``value`` is a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name}: {value!r}, expected a whole number of at least {least}")
+
+
 def check_logits(name: str, logits: Tensor, dims: tuple[int, ...] = (2,)) -> None:
     """Raise ValueError unless ``logits`` is a floating [B, C] (or [B, N, C]) with no empty side."""
     if not torch.is_floating_point(logits):
@@ -171,3 +177,71 @@ def reduce(values: Tensor, takes_part: Tensor | None, reduction: str) -> Tensor:
     if takes_part is None:
         return values.mean()
     return values.sum() / takes_part.sum().clamp(min=1)
+
+
+FORMS = {2: "[B, d]", 3: "[B, N, d]", 4: "[B, c, h, w]"}
+
+
+def check_features(name: str, features: Tensor, dims: tuple[int, ...] = (4,)) -> None:
+    """Raise ValueError unless ``features`` are floating, of one of these ranks, and not empty."""
+    if not torch.is_floating_point(features):
+        raise ValueError(f"{name}: dtype {features.dtype}, expected floating-point features")
+    if features.dim() not in dims:
+        forms = " or ".join(FORMS[dim] for dim in dims)
+        raise ValueError(f"{name}: shape {list(features.shape)}, expected features {forms}")
+    if 0 in features.shape:
+        raise ValueError(
+            f"{name}: shape {list(features.shape)}, expected no side of 0: "
+            "the mean of an empty batch does not exist, skip such a batch"
+        )
+
+
+def prepare_features(
+    student: Tensor, teacher: Tensor, dims: tuple[int, ...] = (4,), *, any_channels: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Check a pair of features; return both in the computing dtype, the teacher's detached.
+
+    With ``any_channels`` maps may differ in c, not in B, h, w.
+
+    Raises:
+        ValueError: not floating, a rank that is not in ``dims``, an empty side, different shapes or
+            devices, NaN or infinite features of the teacher.
+    """
+    check_features("student", student, dims)
+    check_features("teacher", teacher, dims)
+    mine, theirs = list(student.shape), list(teacher.shape)
+    if any_channels and len(mine) == len(theirs):
+        theirs[1] = mine[1]
+    if mine != theirs:
+        but = " but for the channels" if any_channels else ""
+        raise ValueError(
+            f"teacher: shape {list(teacher.shape)}, expected student's {list(student.shape)}{but}: "
+            "adapt one of them first (the distillers do so)"
+        )
+    if teacher.device != student.device:
+        raise ValueError(
+            f"teacher: on {teacher.device}, expected student's {student.device}: "
+            "move one of them with .to(device)"
+        )
+    dtype = compute_dtype(student, teacher)
+    teacher = teacher.detach()
+    if values_are_checked() and not bool(torch.isfinite(teacher).all()):
+        raise ValueError(
+            "teacher: NaN or infinite features, expected finite ones: look at the teacher's "
+            "weights and at its inputs, or compute it in float32"
+        )
+    return student.to(dtype), teacher.to(dtype)
+
+
+def unit(values: Tensor, dim: int) -> Tensor:
+    """``values`` divided by their L2 length along ``dim``; all 0, with gradient 0, where that is 0.
+
+    A length counts as 0 when no entry exceeds 1e-12: below it the gradient, 1 / length, would
+    overflow. Dividing by the largest entry first changes neither value nor gradient (the result
+    has no scale), but keeps the squares in range.
+    """
+    peak = values.detach().abs().amax(dim, keepdim=True)
+    nothing = peak <= 1e-12
+    scaled = values / peak.masked_fill(nothing, torch.inf)
+    square = scaled.square().sum(dim, keepdim=True)
+    return scaled * square.masked_fill(nothing, 1.0).rsqrt()

@@ -1,4 +1,4 @@
-"""What we measure: quality of the predictions, obedience to the teacher, sureness of a mean."""
+"""What we measure: predictions, obedience to the teacher, inner layers, sureness of a mean."""
 
 from kdlab.metrics.intervals import Interval, mean_interval, paired_difference
 from kdlab.metrics.quality import (
@@ -11,17 +11,21 @@ from kdlab.metrics.quality import (
     negative_log_likelihood,
     reliability,
 )
+from kdlab.metrics.similarity import cka, cka_matrix, probe_accuracy
 
 __all__ = [
     "Interval",
     "Reliability",
     "accuracy",
     "agreement",
+    "cka",
+    "cka_matrix",
     "evaluate",
     "expected_calibration_error",
     "kl_to_teacher",
     "mean_interval",
     "negative_log_likelihood",
     "paired_difference",
+    "probe_accuracy",
     "reliability",
 ]

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+from kdlab.models.activations import make_activation
 
 
 class MLP(nn.Module):
@@ -20,7 +20,7 @@ class MLP(nn.Module):
         num_classes: C, classes.
         in_features: values per sample, such as c · h · w.
         hidden: units of each hidden layer; empty for a linear classifier.
-        activation: relu, gelu, silu or tanh.
+        activation: a name in `kdlab.models.activations.ACTIVATIONS`: relu, gelu, silu, ...
 
     Raises:
         ValueError: a size below 1, an unknown activation, or (in forward) samples of another size.
@@ -41,13 +41,9 @@ class MLP(nn.Module):
                 "in_features and hidden: expected positive integers, got "
                 f"{in_features!r} and {hidden!r}."
             )
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}."
-            )
         self.in_features = in_features
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.activation = ACTIVATIONS[activation]()
+        self.activation = make_activation(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[B, C]` of samples `[B, ...]`."""

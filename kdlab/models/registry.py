@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdlab.models.activations import make_activation, swap_activations
 from kdlab.models.cnn import cnn
 from kdlab.models.mlp import MLP
 from kdlab.models.mobilenet import mobilenetv2
@@ -55,7 +56,13 @@ def available() -> tuple[str, ...]:
 
 
 def build(
-    name: str, num_classes: int, in_channels: int = 3, *, seed: int | None = None, **options: Any
+    name: str,
+    num_classes: int,
+    in_channels: int = 3,
+    *,
+    seed: int | None = None,
+    activation: str | None = None,
+    **options: Any,
 ) -> nn.Module:
     """A freshly initialised model that turns inputs `[B, ...]` into logits `[B, num_classes]`.
 
@@ -67,10 +74,17 @@ def build(
         in_channels: channels of an image; not used by `mlp`, which takes `in_features`.
         seed: if given, the weights depend on it alone, and PyTorch's global random state is left
             as it was. If not, they come from the global state (`torch.manual_seed`).
+        activation: the function that stands in place of every ReLU, for any model: relu,
+            leaky_relu, elu, gelu, silu, softplus or tanh; None leaves the model as published. The
+            weights and their names stay the same. It matters for methods that match *slopes*
+            (gradients with respect to the input): the second derivative of ReLU is zero almost
+            everywhere, so they move a ReLU network only through its piecewise constant slopes,
+            never through the places where the pieces meet. SiLU and Softplus have a real
+            curvature. Lesson 03 shows it.
         options: of the model, such as `hidden=(64, 32)` for `mlp` or `width=1.0` for `mobilenetv2`.
 
     Raises:
-        ValueError: an unknown name or option, a count below its least value.
+        ValueError: an unknown name, activation or option, a count below its least value.
     """
     builder, fixed = _entry(name)
     if not _is_count(num_classes, least=2):
@@ -78,6 +92,8 @@ def build(
     if not _is_count(in_channels, least=1):
         raise ValueError(f"in_channels: expected an integer of at least 1, got {in_channels!r}.")
     _check_options(name, options)
+    if activation is not None:
+        make_activation(activation)
     arguments = {**fixed, **options}
     if _takes_channels(builder):
         arguments["in_channels"] = in_channels
@@ -85,7 +101,10 @@ def build(
         if seed is not None:
             # Not torch.manual_seed: it would also reseed the accelerators, which are not forked.
             torch.default_generator.manual_seed(seed)
-        return builder(num_classes, **arguments)
+        model = builder(num_classes, **arguments)
+    if activation is not None:
+        swap_activations(model, activation)
+    return model
 
 
 def build_for(
@@ -128,6 +147,7 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
     builder, fixed = MODELS[name]
     parameters = inspect.signature(builder).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in fixed]
+    known += [] if "activation" in known else ["activation"]
     for option in options:
         check_known("option", option, known, f" of {name!r}")
 

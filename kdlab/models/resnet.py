@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from kdlab.models.staged import Staged, conv, conv_norm_relu, global_pool, initialise
@@ -20,6 +19,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = conv(in_width, out_width, stride=stride)
         self.bn1 = nn.BatchNorm2d(out_width)
+        self.act1 = nn.ReLU()
         self.conv2 = conv(out_width, out_width)
         self.bn2 = nn.BatchNorm2d(out_width)
         self.shortcut: nn.Module = nn.Identity()
@@ -27,11 +27,13 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(
                 conv(in_width, out_width, size=1, stride=stride), nn.BatchNorm2d(out_width)
             )
+        # Defined last because it runs last: `before_activation` goes by that.
+        self.act2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's feature map, after its last ReLU."""
-        out = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        out = self.act1(self.bn1(self.conv1(x)))
+        return self.act2(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
 def resnet(

@@ -1,6 +1,5 @@
 """Wide residual networks for small images, as in the CIFAR-100 distillation benchmark."""
 
-import torch
 from torch import Tensor, nn
 
 from kdlab.models.staged import Staged, conv, global_pool, initialise
@@ -16,8 +15,10 @@ class PreActivationBlock(nn.Module):
     def __init__(self, in_width: int, out_width: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_width)
+        self.act1 = nn.ReLU()
         self.conv1 = conv(in_width, out_width, stride=stride)
         self.bn2 = nn.BatchNorm2d(out_width)
+        self.act2 = nn.ReLU()
         self.conv2 = conv(out_width, out_width)
         self.shortcut = (
             None if in_width == out_width else conv(in_width, out_width, size=1, stride=stride)
@@ -25,8 +26,8 @@ class PreActivationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's feature map, before the next norm and ReLU."""
-        active = torch.relu(self.bn1(x))
-        out = self.conv2(torch.relu(self.bn2(self.conv1(active))))
+        active = self.act1(self.bn1(x))
+        out = self.conv2(self.act2(self.bn2(self.conv1(active))))
         return out + (x if self.shortcut is None else self.shortcut(active))
 
 

@@ -10,6 +10,17 @@ from kdlab.plots.charts import (
     reliability,
     update_bars,
 )
+from kdlab.plots.features import (
+    draw_heat_map,
+    draw_map,
+    grey,
+    heat_map,
+    map_scale,
+    maps_over_images,
+    relative_maps,
+    scale_top,
+    similarity_matrices,
+)
 from kdlab.plots.figures import (
     BLACK,
     BLUE,
@@ -30,7 +41,9 @@ from kdlab.plots.figures import (
     show,
     styled,
 )
-from kdlab.plots.grids import class_matrix, draw_image, image_grid
+from kdlab.plots.grids import as_pictures, class_matrix, draw_image, image_grid
+from kdlab.plots.slopes import slopes_over_images
+from kdlab.plots.trends import interval_curves
 
 __all__ = [
     "BLACK",
@@ -47,19 +60,31 @@ __all__ = [
     "WIDTH",
     "YELLOW",
     "alt_text",
+    "as_pictures",
     "class_matrix",
     "curves",
+    "draw_heat_map",
     "draw_image",
+    "draw_map",
+    "grey",
     "hard_and_soft",
+    "heat_map",
     "image_grid",
+    "interval_curves",
     "interval_points",
     "interval_table",
+    "map_scale",
+    "maps_over_images",
     "name_bars",
     "new_figure",
     "png",
     "probability_bars",
+    "relative_maps",
     "reliability",
+    "scale_top",
     "show",
+    "similarity_matrices",
+    "slopes_over_images",
     "styled",
     "update_bars",
 ]

@@ -28,9 +28,7 @@ def image_grid(images: ArrayLike, titles: Sequence[str] | None = None, columns: 
     Raises:
         ValueError: images of another shape, or not one title for each.
     """
-    pictures = np.asarray(images)
-    if pictures.ndim not in (3, 4) or len(pictures) == 0:
-        raise ValueError(f"images has shape {pictures.shape}; expected [N, h, w] or [N, h, w, 3]")
+    pictures = as_pictures(images)
     one_each("titles", titles, len(pictures), "image")
     columns = max(1, min(columns, len(pictures)))
     rows = -(-len(pictures) // columns)
@@ -45,6 +43,18 @@ def image_grid(images: ArrayLike, titles: Sequence[str] | None = None, columns: 
         if titles is not None:
             axis.set_title(titles[index], loc="center", fontsize=10)
     return labelled(figure, f"Grid of {len(pictures)} images, {rows} × {columns}.")
+
+
+def as_pictures(images: ArrayLike) -> np.ndarray:
+    """Return images as an array [N, h, w] or [N, h, w, 3].
+
+    Raises:
+        ValueError: another shape, or no images.
+    """
+    pictures = np.asarray(images)
+    if pictures.ndim not in (3, 4) or len(pictures) == 0:
+        raise ValueError(f"images has shape {pictures.shape}; expected [N, h, w] or [N, h, w, 3]")
+    return pictures
 
 
 def draw_image(axis: Axes, image: np.ndarray) -> Any:

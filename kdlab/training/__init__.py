@@ -2,7 +2,7 @@
 
 from kdlab.training.history import History, Run
 from kdlab.training.loop import Moment, fit
-from kdlab.training.predict import predict
+from kdlab.training.predict import predict, read_taps
 from kdlab.training.study import Setting, study
 from kdlab.training.teacher_outputs import TeacherOutputs, stored_teacher_outputs
 from kdlab.training.teachers import load_teacher
@@ -16,6 +16,7 @@ __all__ = [
     "fit",
     "load_teacher",
     "predict",
+    "read_taps",
     "stored_teacher_outputs",
     "study",
 ]

@@ -20,13 +20,15 @@ from kdlab.datasets.views import Augmentation
 from kdlab.distillers import Distiller
 from kdlab.losses.checks import unchecked_values
 from kdlab.metrics import accuracy, negative_log_likelihood
+from kdlab.training.asking import choose_asker
+from kdlab.training.batches import Batches
 from kdlab.training.device import fast_kernels, pick_device, pick_precision
 from kdlab.training.history import History, Run
 from kdlab.training.interrupt import Stop, deferred_interrupt
 from kdlab.training.predict import predict, visiting
 from kdlab.training.progress import Progress
 from kdlab.training.state import State
-from kdlab.training.step import Ask, Batches, CachedTeacher, LiveTeacher, Step, no_teacher
+from kdlab.training.step import Step
 from kdlab.training.teacher_outputs import TeacherOutputs, fingerprint
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -158,7 +160,7 @@ def fit(
             reverse), a checkpoint of another run, a cache of another teacher or data set.
     """
     check_budget(epochs, batch_size, lr, optimizer, weight_decay, seed)
-    _check(model, data, distiller, teacher, augment, views)
+    _check(model, data, distiller, teacher, augment, views, compile)
     target = pick_device(device)
     dtype = pick_precision(precision, target)
     lr, weight_decay = float(lr), float(weight_decay)  # a checkpoint holds no NumPy numbers
@@ -175,9 +177,8 @@ def fit(
         modules = {"model": model.to(target)}
         _check_answers(model, data, target)
         if distiller is not None:
-            example = batches(torch.arange(min(2, size), device=target), 0)
             with torch.no_grad(), visiting(model, target), visiting(teacher or model, target):
-                distiller.prepare(model, teacher, example)
+                distiller.prepare(model, teacher, data.train)
             modules["distiller"] = distiller.to(target)
         identity: dict[str, Any] = {}
         if checkpoint is not None:
@@ -190,7 +191,9 @@ def fit(
             weight_decay=weight_decay,
             fused=target.type in ("cpu", "cuda"),
         )
-        ask = _asker(stack, teacher, data, distiller, plan, augment, teacher_outputs, target, dtype)
+        ask = choose_asker(
+            stack, teacher, data, distiller, plan.views, batches, teacher_outputs, dtype
+        )
         step = Step(model, distiller, ask, update, batches, dtype, compile)
         stack.callback(step.close)
         state = State(modules, update, identity, checkpoint)
@@ -288,6 +291,7 @@ def _check(
     teacher: nn.Module | None,
     augment: Augmentation | None,
     views: int | None,
+    compile: bool,
 ) -> None:
     if views is not None:
         _check_count("views", views, 1)
@@ -297,6 +301,18 @@ def _check(
         raise ValueError(
             "teacher: it came without a distiller and would not be asked; "
             "add one, as in fit(model, data, SoftTargets(), teacher=teacher)"
+        )
+    if distiller is not None and not distiller.complete:
+        warnings.warn(
+            f"distiller: {type(distiller).__name__} alone never trains the student's classifier; "
+            "that is right for a first stage, else add a method that does, as in "
+            "Labels() + Hints() or SoftTargets() + Hints()",
+            stacklevel=3,
+        )
+    if compile and distiller is not None and distiller.needs_input_gradients:
+        raise ValueError(
+            f"compile: {type(distiller).__name__} differentiates twice, which torch.compile "
+            "cannot; leave compile=False"
         )
     if teacher is model:
         raise ValueError("teacher: it is the student itself; give copy.deepcopy(model)")
@@ -313,40 +329,6 @@ def _check_answers(model: nn.Module, data: Data, device: torch.device) -> None:
             f"model: it answers {min(2, len(data.train))} images with shape {shape}, expected "
             f"logits [B, {data.num_classes}]; build it with num_classes={data.num_classes}"
         )
-
-
-def _asker(
-    stack: ExitStack,
-    teacher: nn.Module | None,
-    data: Data,
-    distiller: Distiller | None,
-    plan: Plan,
-    augment: Augmentation | None,
-    outputs: TeacherOutputs | None,
-    device: torch.device,
-    precision: str,
-) -> Ask:
-    if distiller is None or teacher is None:
-        return no_teacher
-    cacheable = plan.views is not None and distiller.needs_only_logits
-    if outputs is not None and not cacheable:
-        raise ValueError(
-            "teacher_outputs: they came, but this run needs a live teacher "
-            "(views is None, or the method reads inner layers)"
-        )
-    if cacheable:
-        views = plan.views or 1
-        if outputs is not None:
-            outputs.check(teacher, data, augment, views)
-        else:
-            outputs = TeacherOutputs.build(teacher, data, augment, views, device)
-        return CachedTeacher(outputs.to(device))
-    stack.enter_context(visiting(teacher, device))
-    live = LiveTeacher(teacher, distiller.teacher_taps, precision)
-    stack.callback(live.close)
-    if not torch.isfinite(predict(teacher, data.train.x[:64], device=device)).all():
-        raise ValueError("teacher: its logits hold NaN or infinity; was it trained well?")
-    return live
 
 
 def _identity(

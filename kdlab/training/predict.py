@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
+from kdlab.models import Taps
 from kdlab.training.device import pick_device
 
 
@@ -27,6 +30,50 @@ def predict(
             model(channels_last(chunk.to(target))).float() for chunk in images.split(batch_size)
         ]
         return torch.cat(parts).cpu()
+
+
+@torch.no_grad()
+def read_taps(
+    model: nn.Module,
+    images: Tensor,
+    paths: str | Iterable[str],
+    batch_size: int = 256,
+    device: str | torch.device = "auto",
+) -> dict[str, Tensor]:
+    """Return what inner layers say to images: path → ``[N, ...]`` float32, on the CPU.
+
+    The model answers in eval mode and comes back in the mode and on the device it came from. A
+    feature map may be large: N · c · h · w · 4 bytes for each path are held in memory.
+
+    Args:
+        model: any module; ``kdlab.models.paths(model)`` lists its layers.
+        images: ``[N, c, h, w]``, or whatever the model takes.
+        paths: dotted module paths, as for ``kdlab.models.Taps``.
+        batch_size: images in one forward.
+        device: where to compute.
+
+    Raises:
+        ValueError: no images, no paths, a path that the model does not have (with the nearest
+            match), an output without one entry per image, or an unknown device.
+    """
+    wanted = (paths,) if isinstance(paths, str) else tuple(paths)
+    if len(images) == 0 or not wanted:
+        missing = "images" if len(images) == 0 else "paths"
+        raise ValueError(f"{missing}: none came, expected at least one")
+    target = pick_device(device) if isinstance(device, str) else device
+    parts: dict[str, list[Tensor]] = {path: [] for path in wanted}
+    with Taps(model, wanted) as taps, visiting(model, target):
+        for chunk in images.split(batch_size):
+            model(channels_last(chunk.to(target)))
+            for path, outputs in parts.items():
+                output = taps[path]
+                if output.ndim == 0 or len(output) != len(chunk):
+                    raise ValueError(
+                        f"paths: {path!r} gives {list(output.shape)} for {len(chunk)} images; "
+                        "expected one entry per image: choose another layer"
+                    )
+                outputs.append(output.float().cpu())
+    return {path: torch.cat(outputs) for path, outputs in parts.items()}
 
 
 def channels_last(images: Tensor) -> Tensor:

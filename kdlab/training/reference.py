@@ -7,7 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from kdlab.distillers import Labels, SoftTargets, build
 from kdlab.files import project_folder
+from kdlab.training.study import Setting
+
+BASES = {"labels": Labels, "soft targets": SoftTargets}  # what a method of the inside is added to
 
 
 def reference_results(name: str) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -31,3 +35,24 @@ def best_learning_rates() -> dict[str, float]:
     table, _ = reference_results("learning_rates")
     means = table.groupby(["method", "lr"])["val_accuracy"].mean()
     return {method: float(means[method].idxmax()) for method in table["method"].unique()}
+
+
+def tuned_methods(base: str = "labels") -> dict[str, Setting]:
+    """Return every feature, relation, gradient and weight method, added to ``base``.
+
+    Each has the factor on its default weight and the learning rate that were best on validation
+    images in a stored sweep. The base alone comes first, at its own best learning rate.
+
+    Args:
+        base: "labels" or "soft targets".
+    """
+    table, _ = reference_results("feature_methods")
+    alone = {"labels": "labels", "soft targets": "soft_targets"}[base]
+    settings = {base: Setting(BASES[base](), options={"lr": best_learning_rates()[alone]})}
+    means = table[table["base"] == base].groupby(["method", "factor", "lr"])["val_accuracy"].mean()
+    for method in means.index.unique("method"):
+        factor, lr = means[method].idxmax()
+        settings[method.replace("_", " ")] = Setting(
+            BASES[base]() + factor * build(method), options={"lr": lr}
+        )
+    return settings

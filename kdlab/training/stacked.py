@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdlab.datasets import Data
 from kdlab.distillers import Distiller, Outputs
+from kdlab.distillers.base import Wrapper
 from kdlab.losses import hard_label_loss
 from kdlab.losses.checks import unchecked_values
 from kdlab.models.mlp import MLP
@@ -25,11 +26,15 @@ Slope = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def stackable(model: nn.Module, distiller: Distiller | None) -> bool:
-    """Say whether ``fit_stacked`` can train this student: a ReLU MLP, a method on logits alone."""
+    """Say whether ``fit_stacked`` can train this student: a ReLU MLP, a method on logits alone.
+
+    Methods that prepare something, such as the student's weights, are left to ``fit``.
+    """
     plain = distiller is None or (
         distiller.needs_only_logits
         and not distiller.student_taps
         and not any(True for _ in distiller.parameters())
+        and not any(map(_prepares, distiller.modules()))
     )
     return isinstance(model, MLP) and isinstance(model.activation, nn.ReLU) and plain
 
@@ -104,6 +109,12 @@ def fit_stacked(
             linear.bias.data.copy_(b[0])
     for model in models:
         model.eval()
+
+
+def _prepares(part: nn.Module) -> bool:
+    if not isinstance(part, Distiller) or isinstance(part, Wrapper):
+        return False
+    return type(part).prepare is not Distiller.prepare
 
 
 def _linears(model: MLP) -> list[nn.Linear]:

@@ -3,71 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from kdlab.datasets import Split
-from kdlab.datasets.views import Augmentation
 from kdlab.distillers import Distiller, Outputs
 from kdlab.losses import hard_label_loss
 from kdlab.models import Taps
-from kdlab.training.predict import channels_last
-from kdlab.training.teacher_outputs import TeacherOutputs
-
-Ask = Callable[[Tensor, Tensor, int], Outputs | None]
-
-
-class Batches:
-    """Training images and labels resident on the device, read by index."""
-
-    def __init__(self, split: Split, augment: Augmentation | None, device: torch.device) -> None:
-        # rows of a [N, h, w, c] tensor, permuted, are channels-last batches at the cost of a gather
-        self.rows = split.x.permute(0, 2, 3, 1).contiguous().to(device)
-        self.labels = split.y.to(device)
-        self.augment = augment
-
-    def __call__(self, index: Tensor, view: int) -> Tensor:
-        """Return the images ``[B, c, h, w]`` at ``index`` ``[B]``, channels-last."""
-        images = self.rows.index_select(0, index).permute(0, 3, 1, 2)
-        if self.augment is None:
-            return images
-        return channels_last(self.augment(images, index, view))
-
-
-class LiveTeacher:
-    """A frozen teacher asked about every batch, in eval mode and without a graph."""
-
-    def __init__(self, teacher: nn.Module, taps: tuple[str, ...], precision: str) -> None:
-        self.teacher = teacher
-        self.taps = Taps(teacher, list(taps))
-        self.precision = precision
-
-    def __call__(self, images: Tensor, index: Tensor, view: int) -> Outputs:
-        """Return what the teacher says about ``images`` ``[B, c, h, w]``."""
-        with torch.no_grad(), autocast(images.device, self.precision):
-            logits = self.teacher(images).float()
-        return Outputs(logits, {name: self.taps[name] for name in self.taps}, images)
-
-    def close(self) -> None:
-        """Take the hooks off the teacher."""
-        self.taps.close()
-
-
-class CachedTeacher:
-    """A teacher whose logits were computed before the first step."""
-
-    def __init__(self, outputs: TeacherOutputs) -> None:
-        self.outputs = outputs
-
-    def __call__(self, images: Tensor, index: Tensor, view: int) -> Outputs:
-        """Look the teacher's logits up by image and view."""
-        return Outputs(self.outputs(index, view), {}, images)
-
-
-def no_teacher(images: Tensor, index: Tensor, view: int) -> None:
-    """Stand in for a teacher where none is needed."""
+from kdlab.training.asking import Ask
+from kdlab.training.batches import Batches, autocast
 
 
 class Step:
@@ -135,12 +79,20 @@ class Step:
         images = self.batches(index, view)
         targets = self.batches.labels[index]
         teacher = self.ask_teacher(images, index, view)
+        if self.distiller is not None and self.distiller.needs_input_gradients:
+            images = images.detach().requires_grad_()
         with autocast(images.device, self.precision):
             logits = self.forward(images)
         if self.distiller is None:
             return {"hard": hard_label_loss(logits.float(), targets)}
         taps = {name: self.taps[name] for name in self.taps}
-        return self.distiller(Outputs(logits.float(), taps, images), teacher, targets)
+        terms = self.distiller(Outputs(logits.float(), taps, images, index), teacher, targets)
+        if not terms:
+            raise ValueError(
+                f"distiller: {type(self.distiller).__name__} gives no term to train on; "
+                "add a method that does, as in Labels() + ..."
+            )
+        return terms
 
     def _halve(self, batch: int) -> None:
         size = min(self.micro_batch or batch, batch)
@@ -161,8 +113,3 @@ class Step:
     def close(self) -> None:
         """Take the hooks off the student."""
         self.taps.close()
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which a forward pass runs at ``precision``."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

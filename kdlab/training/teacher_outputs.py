@@ -133,8 +133,11 @@ def cache_key(
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return 16 hex digits of a hash over the model's class and all its weights and buffers."""
-    digest = hashlib.sha256(type(model).__name__.encode())
+    """Return 16 hex digits of a hash over what the model prints and all its weights and buffers.
+
+    What it prints tells apart two models of equal weights and other activations.
+    """
+    digest = hashlib.sha256(repr(model).encode())
     for name, tensor in model.state_dict().items():
         array = tensor.detach().cpu().contiguous()
         digest.update(f"{name}{tuple(array.shape)}{array.dtype}".encode())

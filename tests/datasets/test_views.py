@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from kdlab.datasets.views import Augmentation, uniform
+from kdlab.datasets.views import Augmentation, normal, uniform
 
 N = 20_000
 INDEX = torch.arange(N)
@@ -21,7 +21,10 @@ def chi_square(counts: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("augment", [Augmentation(2, flip=True), Augmentation(1, seed=5)])
+@pytest.mark.parametrize(
+    "augment",
+    [Augmentation(2, flip=True), Augmentation(1, seed=5), Augmentation(1, flip=True, noise=0.5)],
+)
 def test_a_picture_depends_on_image_and_view_alone(augment, channels):
     x = pictures(channels=channels)
     index = torch.arange(len(x))
@@ -101,6 +104,41 @@ def test_a_move_does_not_tell_whether_it_is_mirrored():
     for move in (down, right):
         table = torch.bincount(move * 2 + mirrored, minlength=10).float()
         assert chi_square(table) < 9 + 5 * 18**0.5
+
+
+def test_noise_comes_on_top_of_the_move_and_has_the_asked_size():
+    x, index = pictures(50, 3) / 1e4, torch.arange(50)
+    added = Augmentation(2, noise=0.3)(x, index, 4) - Augmentation(2)(x, index, 4)
+    assert added.std() == pytest.approx(0.3, rel=0.03)
+    assert (added == 0).float().mean() < 0.01  # also where the move has brought zeros in
+    assert torch.allclose(added, 0.3 * normal(index, 4, 0, x.shape[1:]), atol=1e-4)
+
+
+@pytest.mark.parametrize(("seed", "view"), [(0, 0), (0, 1), (1, 0), (12345, 999), (-1, 3)])
+def test_normal_numbers(seed, view):
+    z = normal(torch.arange(400), view, seed, (7, 7))  # an odd count: half of a pair is left over
+    assert z.shape == (400, 7, 7) and z.dtype == torch.float32
+    steps = torch.special.ndtr(z.double()).mul(64).long().clamp(0, 63)
+    spread = (2 * 63) ** 0.5
+    assert chi_square(torch.bincount(steps.flatten(), minlength=64).float()) < 63 + 5 * spread
+    covariance = z.flatten(1).T @ z.flatten(1) / len(z)
+    assert (covariance - torch.eye(49)).abs().max() < 6 * (2 / len(z)) ** 0.5  # pixels
+    covariance = z.flatten(1) @ z.flatten(1).T / 49
+    assert (covariance - torch.eye(400)).abs().max() < 6 * (2 / 49) ** 0.5  # images
+
+
+def test_another_view_and_another_seed_bring_other_noise():
+    index = torch.arange(1000)
+    one = normal(index, 0, 0, (49,)).flatten()
+    for view, seed in ((1, 0), (0, 1)):
+        other = normal(index, view, seed, (49,)).flatten()
+        assert abs(torch.corrcoef(torch.stack([one, other]))[0, 1]) < 5 / len(one) ** 0.5
+
+
+@pytest.mark.parametrize("noise", [-0.1, float("nan"), float("inf"), "1", None, True])
+def test_impossible_noise_is_refused(noise):
+    with pytest.raises(ValueError, match=r"^noise: .* came, expected a finite number"):
+        Augmentation(noise=noise)
 
 
 @pytest.mark.parametrize(("seed", "view"), [(0, 0), (0, 1), (1, 0), (12345, 999), (-1, 3)])

@@ -13,16 +13,38 @@ from kdlab import losses
 from kdlab.distillers import Distiller, LabelSmoothing, Outputs, SoftTargets, Sum, available, build
 
 METHODS = {
+    "activation_boundary": "ActivationBoundary",
+    "attention_transfer": "AttentionTransfer",
+    "channel_wise": "ChannelWise",
+    "contrastive": "Contrastive",
+    "correlation_congruence": "CorrelationCongruence",
     "decoupled": "Decoupled",
     "dist": "Dist",
+    "factor_transfer": "FactorTransfer",
+    "flow": "Flow",
+    "gradient_attention": "GradientAttention",
+    "hints": "Hints",
+    "jacobian_matching": "JacobianMatching",
     "label_smoothing": "LabelSmoothing",
+    "labels": "Labels",
+    "neuron_selectivity": "NeuronSelectivity",
+    "overhaul": "Overhaul",
+    "probabilistic": "Probabilistic",
+    "relational": "Relational",
+    "review": "Review",
+    "similarity_preserving": "SimilarityPreserving",
+    "sobolev": "Sobolev",
     "soft_targets": "SoftTargets",
     "standardized_soft_targets": "StandardizedSoftTargets",
     "transformed_teacher": "TransformedTeacher",
+    "variational": "Variational",
+    "weight_transfer": "WeightTransfer",
 }
 
-TAUGHT = [name for name in METHODS if build(name).needs_teacher]
-TEMPERED = [name for name in METHODS if "temperature" in signature(available()[name]).parameters]
+# those that train the classifier from logits alone; the others have files of their own
+ON_LOGITS = [name for name in METHODS if build(name).complete]
+TAUGHT = [name for name in ON_LOGITS if name not in ("label_smoothing", "labels")]
+TEMPERED = [name for name in ON_LOGITS if "temperature" in signature(available()[name]).parameters]
 SYMMETRIC = {"dist"}  # a correlation has no direction
 
 
@@ -90,7 +112,7 @@ def test_terms_are_losses_times_weights(name, options, expected):
         assert value > 0
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ON_LOGITS)
 def test_what_every_method_keeps(name):
     distiller = build(name)
     student, teacher = S.clone().requires_grad_(), T.clone().requires_grad_()
@@ -98,7 +120,7 @@ def test_what_every_method_keeps(name):
     total.backward()
     assert total.shape == () and torch.isfinite(student.grad).all() and student.grad.any()
     assert teacher.grad is None  # defect 11
-    assert distiller.needs_only_logits and distiller.needs_teacher == (name != "label_smoothing")
+    assert distiller.needs_only_logits and distiller.needs_teacher == (name in TAUGHT)
     order = torch.randperm(32, generator=torch.Generator().manual_seed(2))
     for key, value in terms(distiller, S[order], T[order], Y[order]).items():
         torch.testing.assert_close(value, terms(distiller)[key])
@@ -138,7 +160,7 @@ def test_the_ends_of_alpha_are_no_special_case(end):
     assert float(only) == pytest.approx(float(soft(4.0) if end else HARD))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ON_LOGITS)
 def test_unlabelled_images_learn_from_the_teacher_alone(name):
     unknown = torch.full_like(Y, -1)
     with losses.checks.unchecked_values():  # as in `fit`
@@ -157,7 +179,7 @@ def test_without_a_teacher_the_message_is_kind(name):
     ("name", "options", "message"),
     [
         ("soft_target", {}, "^unknown method 'soft_target' .did you mean 'soft_targets'"),
-        ("xyz", {}, "^unknown method 'xyz'; known: decoupled, dist,"),
+        ("xyz", {}, "^unknown method 'xyz'; known: activation_boundary, attention_transfer,"),
         ("base", {}, "^unknown method 'base'"),
         (
             "dist",
@@ -185,7 +207,8 @@ def test_the_list_is_the_folder():
     assert {name: method.__name__ for name, method in available().items()} == METHODS
     for name, method in available().items():
         assert getattr(distillers, METHODS[name]) is method
-        assert "arXiv:" in (method.__doc__ or "")
+        source = "arXiv:" if name != "flow" else "CVPR 2017"
+        assert name == "labels" or source in (method.__doc__ or "")
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = distillers.Nothing
 
@@ -244,7 +267,7 @@ def test_a_sum_needs_what_its_parts_need():
             super().__init__()
             self.scale = nn.Parameter(torch.ones(()))
 
-        def prepare(self, student, teacher, example):
+        def prepare(self, student, teacher, train):
             self.prepared = True
 
     class Outer(Inner):
@@ -258,6 +281,20 @@ def test_a_sum_needs_what_its_parts_need():
     both.prepare(nn.Identity(), None, S)
     assert [getattr(part, "prepared", False) for part in both.parts] == [True, True, False]
     assert len(list(both.parameters())) == 2  # defect 4
+
+
+def test_a_factor_scales_every_term_and_nothing_else():
+    plain, scaled = terms(SoftTargets(3.0)), terms(0.5 * SoftTargets(3.0))
+    assert list(plain) == list(scaled)
+    for name, value in plain.items():
+        torch.testing.assert_close(scaled[name], 0.5 * value)
+    both = terms(LabelSmoothing() + SoftTargets() * 2)
+    torch.testing.assert_close(both["soft"], 2 * terms(SoftTargets())["soft"])
+    assert (2 * SoftTargets()).needs_only_logits and not (2 * LabelSmoothing()).needs_teacher
+    assert "factor=0.5" in repr(0.5 * SoftTargets())
+    for wrong in (-1, float("nan"), "2"):
+        with pytest.raises(ValueError, match="factor"):
+            SoftTargets() * wrong
 
 
 def test_a_method_without_a_formula_says_so():

@@ -157,7 +157,7 @@ class Remembers(SoftTargets):
 class Updating(SoftTargets):
     """Holds a teacher whose weights are frozen, and whose running statistics are not."""
 
-    def prepare(self, student, teacher, example):
+    def prepare(self, student, teacher, train):
         self.teacher = copy.deepcopy(teacher).requires_grad_(False)
 
     def forward(self, student, teacher, targets):

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from itertools import pairwise
 
 import pytest
 import torch
@@ -35,8 +36,8 @@ class Pack(nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, x):
-        return self.function(x)
+    def forward(self, *values):
+        return self.function(*values)
 
 
 def images():
@@ -44,7 +45,9 @@ def images():
 
 
 def hooks(model):
-    return sum(len(module._forward_hooks) for module in model.modules())
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -187,7 +190,7 @@ def test_an_output_overwritten_in_place_is_refused():
     with Taps(model, ["0", "1"]) as taps:
         out = model(torch.randn(3, 2))
         assert taps["1"] is out
-        with pytest.raises(ValueError, match="overwritten this output in place"):
+        with pytest.raises(ValueError, match="this output has been overwritten in place"):
             taps["0"]
 
 
@@ -197,7 +200,80 @@ def test_inference_mode():
         assert torch.equal(model(images()), taps["head"])
 
 
-@pytest.mark.parametrize("wrong", ["stage4", "stage1.5", "layer1", "", "stage1.0.conv3"])
+@pytest.mark.parametrize("name", VISION)
+def test_an_input_is_what_the_layer_before_gave(name):
+    model = build(name, 5, seed=0)
+    parts = [part for part, _ in model.named_children()]
+    with Taps(model, [*parts, *(f"{part}:input" for part in parts)]) as taps:
+        assert hooks(model) == 2 * len(parts)
+        model(images())
+    assert hooks(model) == 0
+    assert torch.equal(taps[f"{parts[0]}:input"], images())
+    for part, following in pairwise(parts):
+        assert taps[f"{following}:input"] is taps[part]
+    assert len(taps) == 2 * len(parts) and "head:input" in taps
+
+
+def test_an_input_is_part_of_the_graph():
+    model = build("resnet8", 5, seed=0)
+    with Taps(model, ["stage2.0.act2:input"]) as taps:
+        model(images())
+        assert (taps["stage2.0.act2:input"] < 0).any()
+        taps["stage2.0.act2:input"].square().mean().backward()
+    got = {path.split(".")[0] for path, p in model.named_parameters() if p.grad is not None}
+    assert got == {"stem", "stage1", "stage2"}
+
+
+class Arguments(nn.Module):
+    """A layer that takes no tensor first, a tensor by name, and nothing at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = Pack(lambda by, x: x * by)
+        self.named = nn.Linear(2, 2)
+        self.empty = Pack(lambda x: None)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x):
+        self.empty("nothing")
+        return self.named(input=self.scale(3, x))
+
+
+def test_the_first_input_that_is_a_tensor():
+    model, x = Arguments(), torch.randn(3, 2)
+    with Taps(model, ["scale:input", "named:input", "empty:input", "unused:input"]) as taps:
+        model(x)
+        assert taps["scale:input"] is x
+        assert torch.equal(taps["named:input"], 3 * x)
+        with pytest.raises(ValueError, match="the layer's input holds no tensor"):
+            taps["empty:input"]
+        with pytest.raises(ValueError, match="nothing to read yet"):
+            taps["unused:input"]
+
+
+def test_an_input_overwritten_in_place_is_refused():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True))
+    with Taps(model, ["1:input", "1", "0:input"]) as taps:
+        model(torch.randn(3, 2))
+        assert taps["1"].min() == 0
+        assert taps["0:input"].min() < 0
+        with pytest.raises(ValueError, match="this input has been overwritten in place"):
+            taps["1:input"]
+
+
+def test_a_copy_is_not_tapped_at_its_inputs_either():
+    model = build("resnet8", 5, seed=0).eval()
+    with Taps(model, ["head:input"]) as taps:
+        model(images())
+        kept = taps["head:input"]
+        copy.deepcopy(model)(images() * 2)
+        assert taps["head:input"] is kept
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["stage4", "stage1.5", "layer1", "", "stage1.0.conv3", "stage4:input", ":input", "stem:output"],
+)
 def test_unknown_path_names_the_nearest(wrong):
     model = build("resnet8", 5)
     with pytest.raises(ValueError, match=r"no layer .*; its parts: stem, stage1") as caught:

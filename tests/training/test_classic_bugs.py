@@ -15,7 +15,7 @@ from torch import Tensor
 from kdlab.datasets.views import Augmentation
 from kdlab.distillers import Distiller, Outputs, SoftTargets
 from kdlab.training import TeacherOutputs, fit
-from kdlab.training.step import LiveTeacher
+from kdlab.training.asking import LiveTeacher
 
 DATA = make_data()
 AUGMENTATIONS = {
@@ -240,6 +240,6 @@ class LearningTeacher(LiveTeacher):
 
 @pytest.mark.parametrize("wrong", [UnfrozenTeacher, LearningTeacher])
 def test_a_teacher_that_is_not_frozen_fails(monkeypatch, wrong):
-    monkeypatch.setattr("kdlab.training.loop.LiveTeacher", wrong)
+    monkeypatch.setattr("kdlab.training.asking.LiveTeacher", wrong)
     with pytest.raises(AssertionError):
         teacher_stays_as_it_is(AUGMENTATIONS["live"])

@@ -10,8 +10,8 @@ from torch import nn
 
 from kdlab.datasets.views import Augmentation
 from kdlab.training import device, fit, predict
+from kdlab.training.batches import Batches
 from kdlab.training.predict import channels_last
-from kdlab.training.step import Batches
 
 DATA = make_data()
 

@@ -148,14 +148,14 @@ def test_adapters_are_trained_and_kept(tmp_path):
 
 def test_prepare_sees_both_models_in_eval_mode_and_changes_no_statistics():
     class Curious(Adapted):
-        def prepare(self, student, teacher, example):
-            super().prepare(student, teacher, example)
-            self.seen = student.training, teacher.training, example.shape, example.stride()
+        def prepare(self, student, teacher, train):
+            super().prepare(student, teacher, train)
+            self.seen = student.training, teacher.training, train.x.shape
 
     teacher, distiller = make_cnn(DATA, seed=9).train(), Curious()
     statistics = copy.deepcopy(teacher.state_dict())
     fit(make_cnn(DATA), DATA, distiller, teacher=teacher, **SHORT)
-    assert distiller.seen[:3] == (False, False, (2, 1, 8, 8))
+    assert distiller.seen == (False, False, DATA.train.x.shape)
     assert all(torch.equal(statistics[k], v) for k, v in teacher.state_dict().items())
 
 

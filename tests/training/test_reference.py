@@ -5,8 +5,9 @@ import json
 import pandas as pd
 import pytest
 
+from kdlab.distillers import available
 from kdlab.training import reference
-from kdlab.training.reference import best_learning_rates, reference_results
+from kdlab.training.reference import best_learning_rates, reference_results, tuned_methods
 
 
 @pytest.fixture
@@ -48,6 +49,44 @@ def test_missing_results_say_how_to_make_them(folder):
 
 
 def test_a_shipped_sweep_has_every_method():
-    from kdlab.distillers import available
+    complete = {name for name, method in available().items() if method.complete}
+    assert set(best_learning_rates()) == complete
 
-    assert set(best_learning_rates()) == {"labels", *available()}
+
+@pytest.mark.parametrize("base", ["labels", "soft targets"])
+def test_each_method_of_the_inside_gets_its_best_weight_and_rate(folder, base):
+    store(
+        folder,
+        "learning_rates",
+        {"method": ["labels", "soft_targets"], "lr": [0.4, 0.2], "seed": 0, "val_accuracy": 0.5},
+    )
+    rows = [
+        # two seeds; the best mean is (0.1, 0.3); one lucky seed at (1, 0.1) must not win
+        ("hints", 0.1, 0.3, 0, 0.6),
+        ("hints", 0.1, 0.3, 1, 0.6),
+        ("hints", 1.0, 0.1, 0, 0.9),
+        ("hints", 1.0, 0.1, 1, 0.1),
+        ("weight_transfer", 1.0, 0.1, 0, 0.2),
+    ]
+    columns = ["method", "factor", "lr", "seed", "val_accuracy"]
+    mine = pd.DataFrame(rows, columns=columns).assign(base=base)
+    other = "labels" if base != "labels" else "soft targets"
+    better_elsewhere = pd.DataFrame([("hints", 1.0, 0.1, 0, 1.0)], columns=columns)
+    store(folder, "feature_methods", pd.concat([mine, better_elsewhere.assign(base=other)]))
+    settings = tuned_methods(base)
+    assert list(settings) == [base, "hints", "weight transfer"]
+    assert settings[base].options == {"lr": {"labels": 0.4, "soft targets": 0.2}[base]}
+    assert settings["hints"].options == {"lr": 0.3}
+    shown = repr(settings["hints"].distiller)
+    assert "factor=0.1" in shown and "Hints" in shown
+    assert ("SoftTargets" in shown) == (base == "soft targets")
+
+
+def test_the_shipped_tournament_has_every_method():
+    inside = {n.replace("_", " ") for n, method in available().items() if not method.complete}
+    table, _ = reference_results("tournament")
+    for base in ("labels", "soft targets"):
+        assert set(tuned_methods(base)) == {base, *inside}
+        runs = table[table["base"] == base]
+        assert set(runs["method"]) == {base, *inside}
+        assert (runs.groupby("method").size() == 5).all()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdlab.datasets import Data, from_arrays
+from kdlab.datasets import Data, Split, from_arrays
 from kdlab.distillers import Distiller, Outputs
 from kdlab.models import build_for
 
@@ -75,10 +75,10 @@ class Adapted(Distiller):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
 
-    def prepare(self, student: nn.Module, teacher: nn.Module | None, example: Tensor) -> None:
+    def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
         assert teacher is not None
-        classes = teacher(example).shape[-1]
-        self.adapter = nn.Linear(student(example).shape[-1], classes)
+        classes = teacher(train.x[:2]).shape[-1]
+        self.adapter = nn.Linear(student(train.x[:2]).shape[-1], classes)
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, targets: Tensor

@@ -1,0 +1,32 @@
+"""Training images on the device, read by index, and the precision of a forward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdlab.datasets import Split
+from kdlab.datasets.views import Augmentation
+from kdlab.training.predict import channels_last
+
+
+class Batches:
+    """Training images and labels resident on the device, read by index."""
+
+    def __init__(self, split: Split, augment: Augmentation | None, device: torch.device) -> None:
+        # rows of a [N, h, w, c] tensor, permuted, are channels-last batches at the cost of a gather
+        self.rows = split.x.permute(0, 2, 3, 1).contiguous().to(device)
+        self.labels = split.y.to(device)
+        self.augment = augment
+
+    def __call__(self, index: Tensor, view: int) -> Tensor:
+        """Return the images ``[B, c, h, w]`` at ``index`` ``[B]``, channels-last."""
+        images = self.rows.index_select(0, index).permute(0, 3, 1, 2)
+        if self.augment is None:
+            return images
+        return channels_last(self.augment(images, index, view))
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which a forward pass runs at ``precision``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
