@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+from torch import nn
 
-from kdlab import datasets, training
+from kdlab import datasets, models, training
 from kdlab.training.reference import tuned_methods
 from kdlab.training.teachers import load_teacher
 
@@ -36,6 +37,17 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def fits(asked: argparse.Namespace, data: datasets.Data, teacher: nn.Module) -> bool:
+    """Whether the student can start as a slice of this teacher."""
+    student = models.build_for(asked.student, data.shape, data.num_classes)
+    try:
+        models.inherit(student, teacher, data.train.x[:2])
+    except ValueError as error:
+        print(f"weight transfer is left out: {error}")
+        return False
+    return True
+
+
 def main() -> None:
     """Run it."""
     asked = parse()
@@ -52,15 +64,16 @@ def main() -> None:
         "precision": asked.precision,
     }
     started, rows = time.perf_counter(), []
-    groups = [({"labels": settings.pop("labels")}, asked.label_seeds), (settings, asked.seeds)]
+    names = [name for name in settings if name != "weight transfer" or fits(asked, few, teacher)]
+    groups = [(["labels"], asked.label_seeds)]
+    groups += [(names[k : k + 4], asked.seeds) for k in range(1, len(names), 4)]
     for group, seeds in groups:
-        alike = {name: replace(setting, options={}) for name, setting in group.items()}
+        alike = {name: replace(settings[name], options={}) for name in group}
         rows.append(
-            training.study(
-                asked.student, few, alike, seeds=seeds, teacher=teacher, progress=True, **budget
-            )
+            training.study(asked.student, few, alike, seeds=seeds, teacher=teacher, **budget)
         )
         pd.concat(rows).round(4).to_csv(asked.out, index=False)
+        print(f"{', '.join(group)}: done after {time.perf_counter() - started:.0f} s", flush=True)
     table = pd.concat(rows).groupby("setting")["accuracy"].agg(["mean", "std", "count"])
     print(table.sort_values("mean", ascending=False).round(4).to_string())
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes")

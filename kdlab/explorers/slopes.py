@@ -95,7 +95,12 @@ class SlopesExplorer(Explorer):
     def compute(self, state: dict[str, Any]) -> TwoStudents:
         """Draw ``state["samples"]`` samples and train both students on them."""
         samples = ask_teacher(state["samples"], state["noise"] / 100, state["draw"])
-        answers = train_both(samples, state["weight"], seed=state["draw"])
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # so small a network is slowed down by a second one
+        try:
+            answers = train_both(samples, state["weight"], seed=state["draw"])
+        finally:
+            torch.set_num_threads(threads)
         errors = (
             np.sqrt(((given - true) ** 2).mean(axis=-1) / (true**2).mean())
             for given, true in zip(answers, self.truth, strict=True)
@@ -129,14 +134,13 @@ class SlopesExplorer(Explorer):
 
     def describe(self, result: TwoStudents) -> str:
         """Return the setting and both students' errors in percent."""
-        plain, taught = (
-            f"values {value:.0%}, slopes {slope:.0%}"
-            for value, slope in zip(result.value_errors, result.slope_errors, strict=True)
+        told = (
+            f"{name}: values {value:.0%} off, slopes {slope:.0%} off"
+            for name, value, slope in zip(
+                NAMES, result.value_errors, result.slope_errors, strict=True
+            )
         )
-        return (
-            f"{len(result.samples.x)} samples | errors of the student of values: {plain} | "
-            f"of values and slopes: {taught}"
-        )
+        return " | ".join([f"{len(result.samples.x)} samples", *told])
 
 
 def teacher(x: Tensor) -> tuple[Tensor, Tensor]:

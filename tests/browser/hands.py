@@ -12,13 +12,13 @@ THEME = "name => { window.jupyterapp.commands.execute('apputils:change-theme', {
 
 
 class Explorer:
-    """What a reader sees of the explorer with a temperature, and what hands can do with it."""
+    """What a reader sees of an explorer with a certain slider, and what hands can do with it."""
 
-    def __init__(self, page, place: int = 0):
+    def __init__(self, page, place: int = 0, control: str = "temperature"):
         self.page = page
-        self.box = page.locator(".kd-explorer", has=page.locator(".kd-temperature")).nth(place)
-        self.handle = self.box.locator(".kd-temperature .noUi-handle").first
-        self.track = self.box.locator(".kd-temperature .noUi-base").first
+        self.box = page.locator(".kd-explorer", has=page.locator(f".kd-{control}")).nth(place)
+        self.handle = self.box.locator(f".kd-{control} .noUi-handle").first
+        self.track = self.box.locator(f".kd-{control} .noUi-base").first
         self.picture = self.box.locator("img.kd-picture, .kd-picture img").first
         self.readout = self.box.locator(".kd-readout").first
 

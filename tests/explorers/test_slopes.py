@@ -43,6 +43,15 @@ def test_every_control_changes_what_is_learned(shown):
         assert np.abs(moved.values[1] - base.values[1]).max() > 1e-3, change
 
 
+def test_the_controls_reach_samples_and_students(shown):
+    result = shown.set(samples=5, weight=0.1, noise=30, draw=4)
+    samples = module.ask_teacher(5, 0.3, 4)
+    for name in ("x", "values", "slopes"):
+        assert torch.equal(getattr(result.samples, name), getattr(samples, name))
+    values, slopes = module.train_both(samples, 0.1, seed=4)
+    assert np.array_equal(result.values, values) and np.array_equal(result.slopes, slopes)
+
+
 def test_at_weight_zero_both_students_are_one(shown):
     result = shown.set(samples=6, weight=0.0, noise=0, draw=0)
     assert np.array_equal(result.values[0], result.values[1])
@@ -116,8 +125,10 @@ def test_errors_are_shares_of_the_teachers_size(shown):
         assert result.value_errors[row] == pytest.approx(gap)
         gap = np.linalg.norm(result.slopes[row] - slope) / np.linalg.norm(slope)
         assert result.slope_errors[row] == pytest.approx(gap)
-    for error in (*result.value_errors, *result.slope_errors):
-        assert f"{error:.0%}" in repr(shown)
+    for name, value, slope in zip(
+        module.NAMES, result.value_errors, result.slope_errors, strict=True
+    ):
+        assert f"{name}: values {value:.0%} off, slopes {slope:.0%} off" in repr(shown)
 
 
 def test_the_teachers_slope_is_the_derivative_of_its_value():
@@ -148,6 +159,21 @@ def test_noise_is_a_share_of_the_typical_value_and_slope_and_moves_no_sample():
         )
         assert float(gaps.std()) == pytest.approx(0.3 * size, rel=0.1)
         assert abs(gaps.mean()) < 0.1 * size
+
+
+def test_it_trains_on_one_thread_and_gives_the_others_back(shown, monkeypatch):
+    used, train = [], module.train_both
+
+    def watched(*arguments, **options):
+        used.append(torch.get_num_threads())
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(module, "train_both", watched)
+    torch.set_num_threads(2)
+    shown.set(samples=3)
+    given_back = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert used == [1] and given_back == 2
 
 
 def test_the_goal_and_the_controls_are_shown(shown):

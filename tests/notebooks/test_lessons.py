@@ -25,6 +25,14 @@ VARIANTS = {
         {"temperature": "2.0", "seed": "3"},
     ),
     "01b_broken_distillers": OTHER_DATA,
+    "02_feature_distillation": (
+        {"stage": "stage2", "hint_weight": "1.0"},
+        {"seed": "3"},
+    ),
+    "03_gradient_distillation": (
+        {"dataset": "digits", "images": "200", "seed": "1"},
+        {"images": "128", "sigma": "0.3", "seed": "3"},
+    ),
 }
 
 lessons = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)

@@ -14,8 +14,9 @@ INSIDE = [name for name, method in available().items() if not method.complete]
 COPY = "weight_transfer"  # it has no term: it is over when training begins
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", INSIDE)
-def test_every_method_of_the_inside_trains_any_pair_beside_any_other(name):
+def test_every_method_of_the_inside_trains_any_pair_beside_any_other(name, precision):
     """Another architecture, other widths and strides, few labels; terms under their names."""
     data = make_data(48).with_labels(12)
     student = build_for("resnet8", data.shape, data.num_classes, seed=0, activation="silu")
@@ -23,7 +24,7 @@ def test_every_method_of_the_inside_trains_any_pair_beside_any_other(name):
     before = [p.clone() for p in teacher.parameters()]
     method = SoftTargets() + 0.1 * build(name, **({"strict": False} if name == COPY else {}))
     assert not build(name).complete and build(name).needs_teacher
-    budget = {"epochs": 2, "batch_size": 16, "lr": 0.01}
+    budget = {"epochs": 2, "batch_size": 16, "lr": 0.01, "precision": precision}
     run = fit(student, data, method, teacher=teacher, **budget)
     terms = set(run.history.last) - {"epoch", "loss", "lr", "val_accuracy", "val_nll"}
     assert {"hard", "soft"} <= terms and (len(terms) > 2 or name == COPY)
