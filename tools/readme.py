@@ -48,7 +48,8 @@ def lessons() -> str:
     for path in LESSONS:
         notebook = nbformat.read(path, 4)
         link = f"[{title_of(notebook)}](notebooks/{path.name})"
-        rows.append([link, promise(notebook), f"{times['seconds'][path.stem]:.0f} s"])
+        seconds = times["seconds"].get(path.stem)
+        rows.append([link, promise(notebook), f"{seconds:.0f} s" if seconds else "not timed yet"])
     shown = table(["lesson", "what you will see", "runs in (fast)"], rows)
     return f"{shown}\n\nMeasured from start to end of the kernel on {machine(times['made_on'])}."
 
@@ -142,10 +143,12 @@ def machine(facts: dict[str, Any]) -> str:
     return f"{facts['name']}, {facts['threads']} thread{plural}, torch {facts['torch']}"
 
 
-def time_lessons() -> None:
-    """Run every lesson once in the fast profile and store the seconds."""
-    seconds = {}
+def time_lessons(names: list[str]) -> None:
+    """Run the named lessons (or all) once in the fast profile and store the seconds."""
+    seconds = read("times")["seconds"] if names else {}
     for path in LESSONS:
+        if names and path.stem not in names:
+            continue
         started = time.perf_counter()
         run_lesson(path, ROOT / "build" / "timed" / path.name, {}, progress=False)
         seconds[path.stem] = round(time.perf_counter() - started, 1)
@@ -167,10 +170,10 @@ def render(text: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
-    parser.add_argument("--time", action="store_true", help="time the lessons first")
+    parser.add_argument("--time", nargs="*", help="time these lessons (or all) first")
     options = parser.parse_args(arguments)
-    if options.time:
-        time_lessons()
+    if options.time is not None:
+        time_lessons(options.time)
     readme = ROOT / "README.md"
     before = readme.read_text(encoding="utf-8")
     after = render(before)

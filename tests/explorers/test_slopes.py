@@ -65,6 +65,12 @@ def test_the_weight_does_not_reach_the_student_of_values(shown):
     assert not np.allclose(light.values[1], heavy.values[1], atol=1e-3)
 
 
+def test_both_start_alike_and_another_seed_elsewhere():
+    for one, other in zip(module.start(0), module.start(1), strict=True):
+        assert torch.equal(one[0], one[1])
+        assert torch.equal(one, other) == (not one.any())  # biases that start at zero
+
+
 def alone(samples, weight, steps=40):
     """One student, trained in plain words; its slope by differences of a finite size."""
     layers = [layer[0].detach().clone().requires_grad_() for layer in module.start(3)]
@@ -174,6 +180,16 @@ def test_it_trains_on_one_thread_and_gives_the_others_back(shown, monkeypatch):
     given_back = torch.get_num_threads()
     torch.set_num_threads(1)
     assert used == [1] and given_back == 2
+
+
+def test_each_sample_carries_a_short_piece_of_its_tangent(shown):
+    samples = shown.set(samples=5, weight=0.1, noise=20, draw=0).samples
+    pieces = [line.get_xydata() for line in shown.figure.axes[0].lines if line.get_lw() == 3.0]
+    pieces = np.array([piece for piece in pieces if len(piece) == 2])
+    middles, reach = pieces.mean(axis=1), np.diff(pieces, axis=1)[:, 0]
+    assert np.allclose(middles, np.stack([samples.x, samples.values], axis=1))
+    assert np.allclose(reach[:, 1] / reach[:, 0], samples.slopes)
+    assert (reach[:, 0] > 0).all() and (reach[:, 0] < 0.3).all()
 
 
 def test_the_goal_and_the_controls_are_shown(shown):

@@ -14,8 +14,8 @@ from kdlab.training.cost import step_cost
 DATA = make_data()
 
 
-def test_time_is_the_median_of_the_steps_after_the_warm_up(monkeypatch):
-    clock = itertools.accumulate([5, 100, 1, 9, 2])  # two steps of warm-up, three timed
+def test_time_is_that_of_the_fastest_step_after_the_warm_up(monkeypatch):
+    clock = itertools.accumulate([5, 1, 3, 9, 2])  # two steps of warm-up, three timed
     fake = types.SimpleNamespace(perf_counter=lambda: next(clock))
     monkeypatch.setattr(cost, "time", fake)
     assert step_cost(make_mlp(DATA), DATA, batch_size=32, steps=3).milliseconds == 2000
