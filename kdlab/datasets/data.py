@@ -16,9 +16,10 @@ UNLABELLED = -1
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and labels of one part.
+    """Images or texts, and labels, of one part.
 
-    x is float32 ``[N, c, h, w]`` and already normalised, y is int64 ``[N]``.
+    Images x are float32 ``[N, c, h, w]`` and already normalised, texts x are token numbers int64
+    ``[N, L]``, y is int64 ``[N]``.
     """
 
     x: Tensor
@@ -45,8 +46,9 @@ class Split:
 class Data:
     """A data set in memory.
 
-    ``mean`` and ``std`` (one value per channel) come from the training split alone and were
-    applied to all three. ``card`` holds plain facts: source, licence, sizes, seed, options.
+    ``mean`` and ``std`` (one value per channel, none for texts) come from the training split alone
+    and were applied to all three. ``card`` holds plain facts: source, licence, sizes, seed and
+    options.
     """
 
     name: str
@@ -64,10 +66,9 @@ class Data:
         return len(self.classes)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image."""
-        channels, height, width = self.train.x.shape[1:]
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """Channels, height and width of one image, or the length of one text in tokens."""
+        return tuple(self.train.x.shape[1:])
 
     @cached_property
     def fingerprint(self) -> str:

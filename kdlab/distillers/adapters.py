@@ -24,7 +24,7 @@ def shapes(model: nn.Module, taps: Iterable[str], train: Split) -> dict[str, tor
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with Taps(model, list(taps)) as read:
-        model(train.x[:1].repeat(2, 1, 1, 1).to(device))
+        model(train.x[:1].repeat_interleave(2, dim=0).to(device))
         return {path: read[path].shape for path in read}
 
 

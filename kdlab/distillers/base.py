@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -22,12 +22,15 @@ class Outputs:
         taps: inner tensors by module path, as asked for in ``student_taps`` or ``teacher_taps``.
         inputs: the images that the model saw, ``[B, c, h, w]``.
         index: which training images they are, ``[B]`` int64; for methods that remember images.
+        progress: the share of all steps that are done, 0 in the first and below 1 in the last;
+            for methods that follow a schedule.
     """
 
     logits: Tensor
     taps: Mapping[str, Tensor] = field(default_factory=dict)
     inputs: Tensor | None = None
     index: Tensor | None = None
+    progress: float = 0.0
 
 
 class Distiller(nn.Module):
@@ -69,6 +72,13 @@ class Distiller(nn.Module):
     ) -> dict[str, Tensor]:
         """Return ``{name: weighted scalar term}``; ``targets`` is ``[B]`` int64, -1 unlabelled."""
         raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    def measures(self) -> dict[str, Tensor]:
+        """Return what the last ``forward`` measured, ``{name: scalar}``: logged, never trained on.
+
+        Each is a mean over the samples of the batch, such as the share that a gate let through.
+        """
+        return {}
 
     def extra_repr(self) -> str:
         """Show the options, so that a printed distiller says what it does."""
@@ -119,6 +129,10 @@ class Wrapper(Distiller):
         self.student_taps = tuple({tap: None for part in self._parts for tap in part.student_taps})
         self.teacher_taps = tuple({tap: None for part in self._parts for tap in part.teacher_taps})
 
+    def measures(self) -> dict[str, Tensor]:
+        """Return what the parts measured, equal names told apart by a number."""
+        return side_by_side(part.measures() for part in self._parts)
+
     def extra_repr(self) -> str:
         """Nothing to add: the parts show themselves."""
         return ""
@@ -137,11 +151,7 @@ class Sum(Wrapper):
         self, student: Outputs, teacher: Outputs | None, targets: Tensor
     ) -> dict[str, Tensor]:
         """Return the terms of all parts."""
-        terms: dict[str, Tensor] = {}
-        for number, part in enumerate(self._parts, start=1):
-            for name, value in part(student, teacher, targets).items():
-                terms[f"{name}_{number}" if name in terms else name] = value
-        return terms
+        return side_by_side(part(student, teacher, targets) for part in self._parts)
 
 
 class Scaled(Wrapper):
@@ -166,6 +176,15 @@ class Scaled(Wrapper):
     def extra_repr(self) -> str:
         """Show the factor."""
         return f"factor={self.factor:g}"
+
+
+def side_by_side(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the values of all parts by name; a name that is taken gets its part's number."""
+    together: dict[str, Tensor] = {}
+    for number, part in enumerate(parts, start=1):
+        for name, value in part.items():
+            together[f"{name}_{number}" if name in together else name] = value
+    return together
 
 
 class LayerDistiller(Distiller):

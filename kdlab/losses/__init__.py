@@ -10,7 +10,7 @@ from kdlab.losses.boundaries import (
     hierarchical_context_loss,
     overhaul_loss,
 )
-from kdlab.losses.checks import unchecked_values
+from kdlab.losses.checks import unchecked_values, weighted_samples
 from kdlab.losses.features import (
     attention_map,
     attention_transfer_loss,
@@ -77,4 +77,5 @@ __all__ = [
     "ttm_loss",
     "unchecked_values",
     "variational_information_loss",
+    "weighted_samples",
 ]

@@ -21,6 +21,44 @@ UNLABELLED = -1
 _CHECKED: ContextVar[bool] = ContextVar("kdlab_values_are_checked", default=True)
 
 
+class SampleWeights:
+    """What `weighted_samples` hands to every loss inside it.
+
+    Attributes:
+        weights: ``[B]``, at least 0, detached.
+        used: how many losses have taken their mean with them.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        self.weights = weights.detach()
+        self.used = 0
+
+
+_WEIGHTS: ContextVar[SampleWeights | None] = ContextVar("kdlab_sample_weights", default=None)
+
+
+@contextmanager
+def weighted_samples(weights: Tensor) -> Iterator[SampleWeights]:
+    """Let every comparison with a teacher inside the block weigh its samples: Σ w_i · value_i / B.
+
+    This is how a gate reaches into any method. The loss on the hard labels is not weighed, and
+    ``reduction="none"`` gives the values as they are. A sample of weight 0 gets a gradient of
+    exactly 0 from what is computed for it alone; a relation between samples loses only its row.
+
+    Args:
+        weights: ``[B]``, at least 0.
+
+    Raises:
+        ValueError: in a loss, if it has another number of samples.
+    """
+    given = SampleWeights(weights)
+    token = _WEIGHTS.set(given)
+    try:
+        yield given
+    finally:
+        _WEIGHTS.reset(token)
+
+
 @contextmanager
 def unchecked_values() -> Iterator[None]:
     """Turn the value checks off inside the block, in this thread; shape checks stay."""
@@ -165,15 +203,28 @@ def prepare(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tens
     return student, teacher
 
 
-def reduce(values: Tensor, takes_part: Tensor | None, reduction: str) -> Tensor:
+def reduce(
+    values: Tensor, takes_part: Tensor | None, reduction: str, *, weighted: bool = True
+) -> Tensor:
     """``values`` [B] of the samples, 0 for who takes no part ("none"), or their mean ("mean").
 
     ``takes_part`` is bool [B], None for all. The mean is over those; it is 0 if there are none.
+    Inside `weighted_samples` each value is weighed first, unless ``weighted`` is False.
     """
     if takes_part is not None:
         values = values.where(takes_part, 0.0)
     if reduction == "none":
         return values
+    # a compiled graph cannot read the context: there nobody weighs, and `used` tells so
+    given = None if torch.compiler.is_compiling() else _WEIGHTS.get()
+    if given is not None and weighted:
+        if given.weights.shape != values.shape:
+            raise ValueError(
+                f"weights: shape {list(given.weights.shape)}, expected {list(values.shape)}, one "
+                "for each sample of the loss"
+            )
+        given.used += 1
+        values = values.where(given.weights > 0, 0.0) * given.weights.to(values.dtype)
     if takes_part is None:
         return values.mean()
     return values.sum() / takes_part.sum().clamp(min=1)

@@ -49,4 +49,4 @@ def hard_label_loss(
     values = -log_p.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     if label_smoothing > 0:
         values = (1 - label_smoothing) * values - label_smoothing * log_p.mean(-1)
-    return reduce(values, labelled, reduction)
+    return reduce(values, labelled, reduction, weighted=False)

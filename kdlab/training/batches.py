@@ -1,4 +1,4 @@
-"""Training images on the device, read by index, and the precision of a forward pass."""
+"""Training samples on the device, read by index, and the precision of a forward pass."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from kdlab.training.predict import channels_last
 
 
 class Batches:
-    """Training images and labels resident on the device, read by index."""
+    """Training images (or token numbers) and labels resident on the device, read by index."""
 
     def __init__(self, split: Split, augment: Augmentation | None, device: torch.device) -> None:
         # rows of a [N, h, w, c] tensor, permuted, are channels-last batches at the cost of a gather
-        self.rows = split.x.permute(0, 2, 3, 1).contiguous().to(device)
+        self.are_images = split.x.dim() == 4
+        rows = split.x.permute(0, 2, 3, 1) if self.are_images else split.x
+        self.rows = rows.contiguous().to(device)
         self.labels = split.y.to(device)
         self.augment = augment
 
     def __call__(self, index: Tensor, view: int) -> Tensor:
-        """Return the images ``[B, c, h, w]`` at ``index`` ``[B]``, channels-last."""
-        images = self.rows.index_select(0, index).permute(0, 3, 1, 2)
+        """Return the images ``[B, c, h, w]`` at ``index`` ``[B]``, channels-last.
+
+        Other samples, such as token numbers ``[B, N]``, come as they are.
+        """
+        rows = self.rows.index_select(0, index)
+        images = rows.permute(0, 3, 1, 2) if self.are_images else rows
         if self.augment is None:
             return images
         return channels_last(self.augment(images, index, view))

@@ -77,6 +77,10 @@ class Plan:
         """Return which view of the images an epoch shows."""
         return epoch if self.views is None else epoch % self.views
 
+    def progress(self, epoch: int, step: int) -> float:
+        """Return the share of all steps that are done before this one."""
+        return (epoch * self.steps + step) / (self.epochs * self.steps)
+
     def learning_rate(self, epoch: int, step: int) -> float:
         """Return the learning rate of one step: a linear climb, then a cosine down to 0."""
         total, now = self.epochs * self.steps, epoch * self.steps + step
@@ -247,8 +251,9 @@ def run_epochs(
         with clock:
             for number in range(state.step, plan.steps):
                 rate = plan.learning_rate(epoch, number)
-                terms = step(order[number * size : (number + 1) * size], view, rate)
-                state.add(terms)
+                chosen = order[number * size : (number + 1) * size]
+                terms = step(chosen, view, rate, plan.progress(epoch, number))
+                state.add(terms, step.measured)
                 clock.steps += 1
                 tell(terms, epoch, number + 1)
                 if stop.requested and number + 1 < plan.steps:

@@ -8,13 +8,14 @@ Stacked along a first axis, k students cost little more than one, and each is tr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Data
 from kdlab.distillers import Distiller, Outputs
-from kdlab.distillers.base import Wrapper
+from kdlab.distillers.base import Scaled, Sum
 from kdlab.losses import hard_label_loss
 from kdlab.losses.checks import unchecked_values
 from kdlab.models.mlp import MLP
@@ -22,19 +23,20 @@ from kdlab.training.device import keep_pages
 from kdlab.training.loop import OPTIMIZERS, Plan, check_budget
 from kdlab.training.teacher_outputs import TeacherOutputs
 
-Slope = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Slope = Callable[..., Tensor]
 
 
 def stackable(model: nn.Module, distiller: Distiller | None) -> bool:
     """Say whether ``fit_stacked`` can train this student: a ReLU MLP, a method on logits alone.
 
-    Methods that prepare something, such as the student's weights, are left to ``fit``.
+    Methods that prepare something, such as the student's weights, or that measure something
+    besides their terms are left to ``fit``.
     """
     plain = distiller is None or (
         distiller.needs_only_logits
         and not distiller.student_taps
         and not any(True for _ in distiller.parameters())
-        and not any(map(_prepares, distiller.modules()))
+        and not any(map(_is_more_than_terms, distiller.modules()))
     )
     return isinstance(model, MLP) and isinstance(model.activation, nn.ReLU) and plain
 
@@ -101,7 +103,8 @@ def fit_stacked(
                 answers = teacher_outputs(index, 0) if teacher_outputs is not None else None
                 for group in update.param_groups:
                     group["lr"] = plans[0].learning_rate(epoch, step)
-                _backpropagate(layers, images[index], data.train.y[index], answers, slope)
+                now = partial(slope, progress=plans[0].progress(epoch, step))
+                _backpropagate(layers, images[index], data.train.y[index], answers, now)
                 update.step()
     for linears, (weight, bias) in zip(same_place, layers, strict=True):
         for linear, w, b in zip(linears, weight, bias, strict=True):
@@ -111,10 +114,11 @@ def fit_stacked(
         model.eval()
 
 
-def _prepares(part: nn.Module) -> bool:
-    if not isinstance(part, Distiller) or isinstance(part, Wrapper):
+def _is_more_than_terms(part: nn.Module) -> bool:
+    if not isinstance(part, Distiller) or isinstance(part, Sum | Scaled):
         return False
-    return type(part).prepare is not Distiller.prepare
+    kind = type(part)
+    return kind.prepare is not Distiller.prepare or kind.measures is not Distiller.measures
 
 
 def _linears(model: MLP) -> list[nn.Linear]:
@@ -124,14 +128,16 @@ def _linears(model: MLP) -> list[nn.Linear]:
 def _logit_slope(distiller: Distiller | None) -> Slope:
     """Return the function that gives ∂loss/∂logits ``[k, B, C]``, for all students in one go."""
 
-    def loss(logits: Tensor, images: Tensor, targets: Tensor, answers: Tensor | None) -> Tensor:
-        if distiller is None:
-            return hard_label_loss(logits, targets)
-        teacher = None if answers is None else Outputs(answers, {}, images)
-        terms = distiller(Outputs(logits, {}, images), teacher, targets)
-        return torch.stack(list(terms.values())).sum()
+    def slope(
+        logits: Tensor, images: Tensor, targets: Tensor, answers: Tensor | None, progress: float
+    ) -> Tensor:
+        def loss(logits: Tensor, images: Tensor, targets: Tensor, answers: Tensor | None) -> Tensor:
+            if distiller is None:
+                return hard_label_loss(logits, targets)
+            teacher = None if answers is None else Outputs(answers, {}, images)
+            terms = distiller(Outputs(logits, {}, images, progress=progress), teacher, targets)
+            return torch.stack(list(terms.values())).sum()
 
-    def slope(logits: Tensor, images: Tensor, targets: Tensor, answers: Tensor | None) -> Tensor:
         logits = logits.detach().requires_grad_()
         places = (0, 0, 0, None if answers is None else 0)
         per_student = torch.vmap(loss, in_dims=places, randomness="different")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdlab.training.checkpoint import load_checkpoint, try_to_save
 from kdlab.training.history import History
+from kdlab.training.step import add_up
 
 RESERVED = {"epoch", "loss", "lr", "val_accuracy", "val_nll"}
 
@@ -35,23 +36,30 @@ class State:
         self.epoch = 0
         self.step = 0
         self.totals: dict[str, Tensor] = {}
+        self.measured: dict[str, Tensor] = {}
         self.history = History()
 
-    def add(self, terms: dict[str, Tensor]) -> None:
+    def add(self, terms: dict[str, Tensor], measured: dict[str, Tensor]) -> None:
         """Count one finished step; the sums stay on the device until the epoch ends."""
-        if taken := RESERVED & terms.keys():
+        if taken := (RESERVED | terms.keys()) & measured.keys() or RESERVED & terms.keys():
             raise ValueError(
-                f"terms: {', '.join(taken)} is a column of the history; rename the term"
+                f"terms: {', '.join(taken)} is a column of the history; rename the term or measure"
             )
         self.step += 1
-        for name, value in terms.items():
-            self.totals[name] = self.totals[name] + value if name in self.totals else value
+        add_up(self.totals, terms)
+        add_up(self.measured, measured)
 
     def end_epoch(self) -> dict[str, float]:
-        """Return the epoch's mean of each term and of their sum, and begin the next epoch."""
-        means = {name: float(total) / self.step for name, total in self.totals.items()}
-        row = {"epoch": self.epoch, "loss": sum(means.values()), **means}
-        self.epoch, self.step, self.totals = self.epoch + 1, 0, {}
+        """Return the epoch's mean of each term, of their sum and of what was measured besides.
+
+        The next epoch begins.
+        """
+        terms, measured = (
+            {name: float(total) / self.step for name, total in sums.items()}
+            for sums in (self.totals, self.measured)
+        )
+        row = {"epoch": self.epoch, "loss": sum(terms.values()), **terms, **measured}
+        self.epoch, self.step, self.totals, self.measured = self.epoch + 1, 0, {}, {}
         return row
 
     def save(self) -> None:
@@ -64,6 +72,7 @@ class State:
             "epoch": self.epoch,
             "step": self.step,
             "totals": self.totals,
+            "measured": self.measured,
             "history": self.history.rows,
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -78,7 +87,10 @@ class State:
             return
         state = load_checkpoint(self.path, self.identity)
         self.epoch, self.step = state["epoch"], state["step"]
-        self.totals = {name: total.to(self._device) for name, total in state["totals"].items()}
+        self.totals, self.measured = (
+            {name: total.to(self._device) for name, total in state[sums].items()}
+            for sums in ("totals", "measured")
+        )
         self.history.rows[:] = state["history"]
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,13 @@ from kdlab.losses import hard_label_loss
 from kdlab.models import Taps
 from kdlab.training.asking import Ask
 from kdlab.training.batches import Batches, autocast
+
+
+def add_up(totals: dict[str, Tensor], values: Mapping[str, Tensor], share: float = 1.0) -> None:
+    """Add ``share`` of each detached value to the total of its name."""
+    for name, value in values.items():
+        weighted = value.detach() * share
+        totals[name] = totals[name] + weighted if name in totals else weighted
 
 
 class Step:
@@ -42,6 +50,7 @@ class Step:
         self.precision = precision
         self.taps = Taps(model, list(distiller.student_taps if distiller else ()))
         self.micro_batch: int | None = None
+        self.measured: dict[str, Tensor] = {}
 
     def train(self) -> None:
         """Put student and adapters into training mode (measuring puts them into eval mode)."""
@@ -49,8 +58,14 @@ class Step:
         if self.distiller is not None:
             self.distiller.train()
 
-    def __call__(self, index: Tensor, view: int, lr: float) -> dict[str, Tensor]:
-        """Make one update at learning rate ``lr`` and return the detached terms."""
+    def __call__(
+        self, index: Tensor, view: int, lr: float, progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Make one update at learning rate ``lr`` and return the detached terms.
+
+        ``progress`` is the share of the run that is done. What the method measured besides lies in
+        ``measured`` until the next step.
+        """
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr)
@@ -58,24 +73,24 @@ class Step:
                 group["lr"] = lr
         while True:
             try:
-                return self._accumulate(index, view)
+                return self._accumulate(index, view, progress)
             except torch.OutOfMemoryError:
                 self._halve(len(index))
 
-    def _accumulate(self, index: Tensor, view: int) -> dict[str, Tensor]:
+    def _accumulate(self, index: Tensor, view: int, progress: float) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}
+        self.measured = {}
         for part in index.split(self.micro_batch or len(index)):
             share = len(part) / len(index)
-            terms = self._terms(part, view)
+            terms = self._terms(part, view, progress)
             torch.stack(list(terms.values())).sum().mul(share).backward()
-            for name, value in terms.items():
-                weighted = value.detach() * share
-                totals[name] = totals[name] + weighted if name in totals else weighted
+            add_up(totals, terms, share)
+            add_up(self.measured, self.distiller.measures() if self.distiller else {}, share)
         self.optimizer.step()
         return totals
 
-    def _terms(self, index: Tensor, view: int) -> dict[str, Tensor]:
+    def _terms(self, index: Tensor, view: int, progress: float) -> dict[str, Tensor]:
         images = self.batches(index, view)
         targets = self.batches.labels[index]
         teacher = self.ask_teacher(images, index, view)
@@ -86,7 +101,8 @@ class Step:
         if self.distiller is None:
             return {"hard": hard_label_loss(logits.float(), targets)}
         taps = {name: self.taps[name] for name in self.taps}
-        terms = self.distiller(Outputs(logits.float(), taps, images, index), teacher, targets)
+        outputs = Outputs(logits.float(), taps, images, index, progress)
+        terms = self.distiller(outputs, teacher, targets)
         if not terms:
             raise ValueError(
                 f"distiller: {type(self.distiller).__name__} gives no term to train on; "

@@ -8,7 +8,7 @@ from tiny import distance, make_data
 
 from kdlab.distillers import SoftTargets, available, build
 from kdlab.models import build_for
-from kdlab.training import fit
+from kdlab.training import device, fit
 
 INSIDE = [name for name, method in available().items() if not method.complete]
 COPY = "weight_transfer"  # it has no term: it is over when training begins
@@ -16,8 +16,9 @@ COPY = "weight_transfer"  # it has no term: it is over when training begins
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", INSIDE)
-def test_every_method_of_the_inside_trains_any_pair_beside_any_other(name, precision):
+def test_every_method_of_the_inside_trains_any_pair_beside_any_other(name, precision, monkeypatch):
     """Another architecture, other widths and strides, few labels; terms under their names."""
+    monkeypatch.setattr(device, "has_native_bf16", lambda where: True)  # emulated elsewhere: slow
     data = make_data(48).with_labels(12)
     student = build_for("resnet8", data.shape, data.num_classes, seed=0, activation="silu")
     teacher = build_for("cnn_large", data.shape, data.num_classes, seed=1)
