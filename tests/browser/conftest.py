@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Error, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = Path(os.environ.get("KDLAB_NOTEBOOKS", ROOT / "notebooks"))
@@ -64,6 +65,7 @@ STATE = """() => {
     errors: errors.map(e => `${e.ename}: ${e.evalue}`),
   };
 }"""
+SHUT_DOWN = "() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()"
 CLEAR_OUTPUTS = "() => { window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs'); }"
 
 
@@ -85,8 +87,6 @@ def browser():
     executable = find_chromium()
     if executable is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(HINT)
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield browser
@@ -167,7 +167,7 @@ def open_lesson(browser, lab_server):
     """Open a lesson, forget its stored outputs, run all cells; gives the page, without errors."""
     pages = []
 
-    def open_and_run(name: str, seconds: int = 300):
+    def open_and_run(name: str, seconds: int = 600):
         assert (NOTEBOOKS / name).is_file(), f"{name} is not in {NOTEBOOKS}"
         page = browser.new_page(viewport={"width": 1280, "height": 960}, device_scale_factor=1.5)
         pages.append(page)
@@ -189,4 +189,6 @@ def open_lesson(browser, lab_server):
 
     yield open_and_run
     for page in pages:
+        with contextlib.suppress(Error):  # a lesson that is late would slow down the next
+            page.evaluate(SHUT_DOWN)
         page.close()
