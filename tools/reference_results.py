@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from kdlab import datasets, training
-from kdlab.distillers import Labels, available
+from kdlab.distillers import Labels, available, contestants
 from kdlab.training.device import describe
 from kdlab.training.reference import BASES, best_learning_rates, tuned_methods
 from kdlab.training.slope_methods import (
@@ -60,7 +60,7 @@ def run(settings: dict[str, Any], seeds: int) -> tuple[pd.DataFrame, dict[str, A
 def learning_rates() -> tuple[pd.DataFrame, dict[str, Any]]:
     """Every method of lesson 01 at every learning rate, for a choice on the validation images."""
     methods = {"labels": None} | {
-        name: method() for name, method in available().items() if method.complete
+        name: method() for name, method in contestants(complete=True).items()
     }
     settings = {
         f"{name} {lr}": training.Setting(method, options={"lr": lr})
@@ -94,7 +94,7 @@ def feature_methods() -> tuple[pd.DataFrame, dict[str, Any]]:
     On top of the soft targets the weight stays as found on top of the labels; only the rate is
     searched again.
     """
-    methods = {name: method for name, method in available().items() if not method.complete}
+    methods = contestants(complete=False)
 
     def sweep(
         base: str, grid: dict[str, list[tuple[float, float]]]

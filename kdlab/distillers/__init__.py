@@ -9,7 +9,7 @@ import pkgutil
 from kdlab.distillers.base import Distiller, Outputs, Sum
 from kdlab.words import check_known
 
-__all__ = ["Distiller", "Outputs", "Sum", "available", "build"]
+__all__ = ["Distiller", "Outputs", "Sum", "available", "build", "contestants"]
 
 
 def available() -> dict[str, type[Distiller]]:
@@ -22,6 +22,20 @@ def available() -> dict[str, type[Distiller]]:
             if own and issubclass(member, Distiller) and module_info.name != "base":
                 found[module_info.name] = member
     return found
+
+
+def contestants(*, complete: bool) -> dict[str, type[Distiller]]:
+    """Return the methods of the stored comparisons, which train any pair of image models.
+
+    Args:
+        complete: True for those of lesson 01, which train the student's classifier; False for those
+            that look inside and are added to one of them: lessons 02 and 03.
+    """
+    return {
+        name: method
+        for name, method in available().items()
+        if method.in_tournament and method.complete == complete
+    }
 
 
 def build(name: str, **options: object) -> Distiller:

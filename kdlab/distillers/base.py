@@ -47,6 +47,9 @@ class Distiller(nn.Module):
         needs_input_gradients: True for a method that differentiates logits by the images.
         complete: False for a method that never trains the student's classifier, such as a hint;
             it is there to be added to one that does: ``Labels() + Hints()``.
+        in_tournament: False for a method that the stored comparisons of lessons 01 to 03 leave
+            out, because not every pair of models has what it reads: attention, exits, several
+            teachers, another method.
     """
 
     student_taps: tuple[str, ...] = ()
@@ -54,6 +57,7 @@ class Distiller(nn.Module):
     needs_teacher: bool = True
     needs_input_gradients: bool = False
     complete: bool = True
+    in_tournament: bool = True
 
     @property
     def needs_only_logits(self) -> bool:

@@ -10,7 +10,16 @@ from torch import nn
 
 import kdlab.distillers as distillers
 from kdlab import losses
-from kdlab.distillers import Distiller, LabelSmoothing, Outputs, SoftTargets, Sum, available, build
+from kdlab.distillers import (
+    Distiller,
+    LabelSmoothing,
+    Outputs,
+    SoftTargets,
+    Sum,
+    available,
+    build,
+    contestants,
+)
 
 METHODS = {
     "activation_boundary": "ActivationBoundary",
@@ -42,7 +51,7 @@ METHODS = {
 }
 
 # those that train the classifier from logits alone; the others have files of their own
-ON_LOGITS = [name for name in METHODS if build(name).complete]
+ON_LOGITS = [name for name in METHODS if name in contestants(complete=True)]
 TAUGHT = [name for name in ON_LOGITS if name not in ("label_smoothing", "labels")]
 TEMPERED = [name for name in ON_LOGITS if "temperature" in signature(available()[name]).parameters]
 SYMMETRIC = {"dist"}  # a correlation has no direction
@@ -211,6 +220,16 @@ def test_the_list_is_the_folder():
         assert name == "labels" or source in (method.__doc__ or "")
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = distillers.Nothing
+
+
+def test_the_contest_is_of_those_that_train_any_pair_of_image_models(monkeypatch):
+    monkeypatch.setattr(distillers.Hints, "in_tournament", False)
+    inside, on_logits = contestants(complete=False), contestants(complete=True)
+    assert not inside.keys() & on_logits.keys() and "hints" not in inside
+    assert inside["review"] is distillers.Review and on_logits["labels"] is distillers.Labels
+    for name, method in available().items():
+        kept = (on_logits if method.complete else inside).get(name)
+        assert kept is (method if method.in_tournament else None)
 
 
 def test_a_new_file_is_a_new_method(tmp_path, monkeypatch):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny import distance, make_data
 
-from kdlab.distillers import SoftTargets, available, build
+from kdlab.distillers import SoftTargets, build, contestants
 from kdlab.models import build_for
 from kdlab.training import device, fit
 
-INSIDE = [name for name, method in available().items() if not method.complete]
+INSIDE = list(contestants(complete=False))
 COPY = "weight_transfer"  # it has no term: it is over when training begins
 
 

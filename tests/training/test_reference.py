@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from kdlab.distillers import available
+from kdlab.distillers import contestants
 from kdlab.training import reference
 from kdlab.training.reference import best_learning_rates, reference_results, tuned_methods
 
@@ -49,8 +49,7 @@ def test_missing_results_say_how_to_make_them(folder):
 
 
 def test_a_shipped_sweep_has_every_method():
-    complete = {name for name, method in available().items() if method.complete}
-    assert set(best_learning_rates()) == complete
+    assert set(best_learning_rates()) == set(contestants(complete=True))
 
 
 @pytest.mark.parametrize("base", ["labels", "soft targets"])
@@ -83,7 +82,7 @@ def test_each_method_of_the_inside_gets_its_best_weight_and_rate(folder, base):
 
 
 def test_the_shipped_tournament_has_every_method():
-    inside = {n.replace("_", " ") for n, method in available().items() if not method.complete}
+    inside = {name.replace("_", " ") for name in contestants(complete=False)}
     table, _ = reference_results("tournament")
     for base in ("labels", "soft targets"):
         assert set(tuned_methods(base)) == {base, *inside}

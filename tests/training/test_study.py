@@ -13,7 +13,7 @@ import torch
 from tiny import make_data, make_mlp
 from torch import nn
 
-from kdlab.distillers import Dist, Distiller, SoftTargets, available
+from kdlab.distillers import Dist, Distiller, SoftTargets, contestants
 from kdlab.losses import hard_label_loss
 from kdlab.metrics import evaluate
 from kdlab.models import build_for
@@ -25,7 +25,7 @@ DATA = make_data()
 TEACHER = make_mlp(DATA, seed=9, hidden=(40,))
 fit(TEACHER, DATA, epochs=10, batch_size=16)
 SHORT = {"epochs": 3, "batch_size": 20, "lr": 0.05}
-METHODS = {name: method() for name, method in available().items() if method.complete}
+METHODS = {name: method() for name, method in contestants(complete=True).items()}
 
 
 def single(distiller, seed, student=("mlp", {}), data=DATA, teacher=TEACHER, **options):
