@@ -86,9 +86,7 @@ class Distiller(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the options, so that a printed distiller says what it does."""
-        hidden = {"training"}
-        options = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in hidden}
-        return ", ".join(f"{name}={value!r}" for name, value in options.items())
+        return options_of(self)
 
     def __add__(self, other: Distiller) -> Sum:
         return Sum(self, other)
@@ -97,6 +95,13 @@ class Distiller(nn.Module):
         return Scaled(self, factor)
 
     __rmul__ = __mul__
+
+
+def options_of(module: nn.Module) -> str:
+    """Return a module's public attributes as ``name=value, ...``: its options, when printed."""
+    hidden = {"training"}
+    options = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in hidden}
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
 class Wrapper(Distiller):

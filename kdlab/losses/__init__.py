@@ -3,6 +3,13 @@
 ``f(student, teacher, ..., reduction="mean")``; see `kdlab.losses.soft_targets` for the conventions.
 """
 
+from kdlab.losses.attention import (
+    attention_distribution_loss,
+    attention_score_loss,
+    hidden_state_loss,
+    relation_loss,
+    self_attention_relation,
+)
 from kdlab.losses.boundaries import (
     activation_boundary_loss,
     batch_norm_margin,
@@ -20,6 +27,19 @@ from kdlab.losses.features import (
     hint_loss,
     neuron_selectivity_loss,
     variational_information_loss,
+)
+from kdlab.losses.gates import (
+    better_gate,
+    confidence_aware_weights,
+    confidence_gate,
+    correct_gate,
+    entropy_gate,
+    gate_counts,
+    margin_gate,
+    median_gate,
+    mixture_loss,
+    wsld_gate,
+    wttm_gate,
 )
 from kdlab.losses.gradients import (
     gradient_attention_loss,
@@ -47,29 +67,43 @@ from kdlab.losses.soft_targets import (
 
 __all__ = [
     "activation_boundary_loss",
+    "attention_distribution_loss",
     "attention_map",
+    "attention_score_loss",
     "attention_transfer_loss",
     "batch_norm_margin",
+    "better_gate",
     "channel_wise_loss",
+    "confidence_aware_weights",
+    "confidence_gate",
     "contrastive_loss",
+    "correct_gate",
     "correlation_congruence_loss",
     "decoupled_loss",
     "dist_loss",
+    "entropy_gate",
     "factor_transfer_loss",
     "flow_loss",
     "flow_matrix",
+    "gate_counts",
     "gradient_attention_loss",
     "hard_label_loss",
+    "hidden_state_loss",
     "hierarchical_context_loss",
     "hint_loss",
     "input_gradient",
     "jacobian_matching_loss",
     "kl_divergence",
+    "margin_gate",
+    "median_gate",
+    "mixture_loss",
     "neuron_selectivity_loss",
     "overhaul_loss",
     "probabilistic_transfer_loss",
+    "relation_loss",
     "relational_angle_loss",
     "relational_distance_loss",
+    "self_attention_relation",
     "similarity_preserving_loss",
     "sobolev_loss",
     "soft_target_loss",
@@ -78,4 +112,6 @@ __all__ = [
     "unchecked_values",
     "variational_information_loss",
     "weighted_samples",
+    "wsld_gate",
+    "wttm_gate",
 ]

@@ -25,12 +25,12 @@ class SampleWeights:
     """What `weighted_samples` hands to every loss inside it.
 
     Attributes:
-        weights: ``[B]``, at least 0, detached.
+        weights: ``[B]``, at least 0.
         used: how many losses have taken their mean with them.
     """
 
     def __init__(self, weights: Tensor) -> None:
-        self.weights = weights.detach()
+        self.weights = weights
         self.used = 0
 
 
@@ -38,7 +38,7 @@ _WEIGHTS: ContextVar[SampleWeights | None] = ContextVar("kdlab_sample_weights", 
 
 
 @contextmanager
-def weighted_samples(weights: Tensor) -> Iterator[SampleWeights]:
+def weighted_samples(weights: Tensor, *, detach: bool = True) -> Iterator[SampleWeights]:
     """Let every comparison with a teacher inside the block weigh its samples: Σ w_i · value_i / B.
 
     This is how a gate reaches into any method. The loss on the hard labels is not weighed, and
@@ -47,11 +47,13 @@ def weighted_samples(weights: Tensor) -> Iterator[SampleWeights]:
 
     Args:
         weights: ``[B]``, at least 0.
+        detach: False lets the losses train whatever made the weights, which then closes where it
+            costs least. Only lesson 05 wants that, to show why not.
 
     Raises:
         ValueError: in a loss, if it has another number of samples.
     """
-    given = SampleWeights(weights)
+    given = SampleWeights(weights.detach() if detach else weights)
     token = _WEIGHTS.set(given)
     try:
         yield given

@@ -1,6 +1,8 @@
 """Who teaches and who learns: models by name, and taps that read their inner layers."""
 
 from kdlab.models.activations import before_activation
+from kdlab.models.committee import Committee, multi_scale
+from kdlab.models.exits import EarlyExits, ExitHead, exit_heads, with_exits
 from kdlab.models.inheritance import Inheritance, inherit
 from kdlab.models.mlp import MLP
 from kdlab.models.registry import available, build, build_for, count_parameters
@@ -8,6 +10,9 @@ from kdlab.models.taps import TapPath, Taps, paths
 
 __all__ = [
     "MLP",
+    "Committee",
+    "EarlyExits",
+    "ExitHead",
     "Inheritance",
     "TapPath",
     "Taps",
@@ -16,6 +21,9 @@ __all__ = [
     "build",
     "build_for",
     "count_parameters",
+    "exit_heads",
     "inherit",
+    "multi_scale",
     "paths",
+    "with_exits",
 ]
