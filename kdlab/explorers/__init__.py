@@ -1,5 +1,6 @@
 """Explorers: move a control, see the effect. One file per explorer, all on one base class."""
 
+from kdlab.explorers.attention import AttentionExplorer
 from kdlab.explorers.base import Explorer
 from kdlab.explorers.landscape import LandscapeExplorer
 from kdlab.explorers.live_curve import LiveCurve
@@ -10,6 +11,7 @@ from kdlab.explorers.slopes import SlopesExplorer
 from kdlab.explorers.temperature import TemperatureExplorer
 
 __all__ = [
+    "AttentionExplorer",
     "CKAExplorer",
     "Explorer",
     "LandscapeExplorer",

@@ -1,5 +1,6 @@
 """Every figure that the lessons share: plain ``Figure`` objects, no pyplot, no global state."""
 
+from kdlab.plots.attention import attention_grid
 from kdlab.plots.charts import (
     curves,
     hard_and_soft,
@@ -61,6 +62,7 @@ __all__ = [
     "YELLOW",
     "alt_text",
     "as_pictures",
+    "attention_grid",
     "class_matrix",
     "curves",
     "draw_heat_map",
