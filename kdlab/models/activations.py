@@ -42,8 +42,8 @@ def make_activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-def swap_activations(model: nn.Module, name: str) -> None:
-    """Replace, in place, every activation module of `model` by the one called `name`.
+def swap_activations(model: nn.Module, name: str) -> int:
+    """Replace, in place, every activation module of `model` by the one called `name`; say how many.
 
     A module that is used in several places stays one module. What a `forward` calls as a function
     (`torch.relu`) cannot be seen, so it stays.
@@ -57,6 +57,7 @@ def swap_activations(model: nn.Module, name: str) -> None:
         if path and isinstance(module, KINDS):
             new = fresh.setdefault(module, make_activation(name))
             model.set_submodule(path, new.train(module.training))
+    return len(fresh)
 
 
 def before_activation(model: nn.Module, path: str, example: Tensor | None = None) -> str:

@@ -1,6 +1,7 @@
 """The table of models by the names that the literature uses, and `build`."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -13,7 +14,9 @@ from kdlab.models.cnn import cnn
 from kdlab.models.mlp import MLP
 from kdlab.models.mobilenet import mobilenetv2
 from kdlab.models.resnet import resnet
+from kdlab.models.text import Transformer, gru, lstm
 from kdlab.models.vgg import vgg
+from kdlab.models.vit import VisionTransformer
 from kdlab.models.wide_resnet import wide_resnet
 from kdlab.words import check_known
 
@@ -47,12 +50,19 @@ MODELS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "vgg16": (vgg, {"depths": (2, 2, 3, 3, 3)}),
     "vgg19": (vgg, {"depths": (2, 2, 4, 4, 4)}),
     "mobilenetv2": (mobilenetv2, {}),
+    "vit": (VisionTransformer, {}),
+    "transformer": (Transformer, {}),
+    "lstm": (lstm, {}),
+    "gru": (gru, {}),
 }
 
 
-def available() -> tuple[str, ...]:
-    """Names that `build` knows."""
-    return tuple(MODELS)
+def available(data_shape: Sequence[int] | None = None) -> tuple[str, ...]:
+    """Names that `build` knows; with a shape, (c, h, w) or (L,), those for such images or texts."""
+    if data_shape is None:
+        return tuple(MODELS)
+    texts = len(data_shape) == 1
+    return tuple(n for n, (builder, _) in MODELS.items() if _takes(builder, "vocabulary") == texts)
 
 
 def build(
@@ -71,20 +81,22 @@ def build(
     Args:
         name: one of `available()`.
         num_classes: C, at least 2.
-        in_channels: channels of an image; not used by `mlp`, which takes `in_features`.
+        in_channels: channels of an image; not used by `mlp`, which takes `in_features`, nor by the
+            models of texts, which take `vocabulary`.
         seed: if given, the weights depend on it alone, and PyTorch's global random state is left
             as it was. If not, they come from the global state (`torch.manual_seed`).
-        activation: the function that stands in place of every ReLU, for any model: relu,
-            leaky_relu, elu, gelu, silu, softplus or tanh; None leaves the model as published. The
-            weights and their names stay the same. It matters for methods that match *slopes*
-            (gradients with respect to the input): the second derivative of ReLU is zero almost
-            everywhere, so they move a ReLU network only through its piecewise constant slopes,
-            never through the places where the pieces meet. SiLU and Softplus have a real
-            curvature. Lesson 03 shows it.
-        options: of the model, such as `hidden=(64, 32)` for `mlp` or `width=1.0` for `mobilenetv2`.
+        activation: the function that stands in place of every ReLU, and of every GELU of a
+            transformer: relu, leaky_relu, elu, gelu, silu, softplus or tanh; None leaves the model
+            as published. The weights and their names stay the same. It matters for methods that
+            match *slopes* (gradients with respect to the input): the second derivative of ReLU is
+            zero almost everywhere, so they move a ReLU network only through its piecewise constant
+            slopes, never through the places where the pieces meet. SiLU and Softplus have a real
+            curvature. Lesson 03 shows it. `lstm` and `gru` have no activation to replace.
+        options: of the model, such as `hidden=(64, 32)` for `mlp` or `vocabulary=2000` for `lstm`.
 
     Raises:
-        ValueError: an unknown name, activation or option, a count below its least value.
+        ValueError: an unknown name, activation or option, a count below its least value, an
+            activation where there is none to replace.
     """
     builder, fixed = _entry(name)
     if not _is_count(num_classes, least=2):
@@ -95,15 +107,18 @@ def build(
     if activation is not None:
         make_activation(activation)
     arguments = {**fixed, **options}
-    if _takes_channels(builder):
+    if _takes(builder, "in_channels"):
         arguments["in_channels"] = in_channels
     with torch.device("cpu"), nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
         if seed is not None:
             # Not torch.manual_seed: it would also reseed the accelerators, which are not forked.
             torch.default_generator.manual_seed(seed)
         model = builder(num_classes, **arguments)
-    if activation is not None:
-        swap_activations(model, activation)
+    if activation is not None and not swap_activations(model, activation):
+        raise ValueError(
+            f"activation: {name!r} has none that could be replaced (its gates are one with the "
+            f"cell), got {activation!r}; leave it out."
+        )
     return model
 
 
@@ -115,21 +130,36 @@ def build_for(
     seed: int | None = None,
     **options: Any,
 ) -> nn.Module:
-    """`build` for samples of shape (c, h, w): sets in_channels, or in_features for `mlp`.
+    """`build` for samples of one shape: (c, h, w) of images, (L,) of texts.
+
+    Sets in_channels for images, or in_features for `mlp`, and for a transformer of texts the
+    max_length. A model of texts wants `vocabulary=data.tokenizer.vocabulary` beside it.
 
     Raises:
-        ValueError: a shape that is not three positive integers, and what `build` raises.
+        ValueError: a shape that is not three positive integers (one for texts), a model of images
+            for texts or the reverse, and what `build` raises.
     """
     builder, _ = _entry(name)
-    if len(data_shape) != 3 or not all(_is_count(side, least=1) for side in data_shape):
+    if len(data_shape) not in (1, 3) or not all(_is_count(side, least=1) for side in data_shape):
         raise ValueError(
-            "data_shape: expected (channels, height, width) as three positive integers, "
-            f"got {data_shape!r}."
+            "data_shape: expected (channels, height, width) as three positive integers, or "
+            f"(length,) of texts, got {data_shape!r}."
         )
-    channels, height, width = data_shape
-    if _takes_channels(builder):
-        return build(name, num_classes, channels, seed=seed, **options)
-    options.setdefault("in_features", channels * height * width)
+    if name not in available(data_shape):
+        kinds = "texts, (length,)", "images, (channels, height, width)"
+        reads, got = kinds if _takes(builder, "vocabulary") else kinds[::-1]
+        raise ValueError(
+            f"data_shape: {name!r} reads {reads}; {tuple(data_shape)!r} is the shape of "
+            f"{got.split(',')[0]}. For those there are {', '.join(available(data_shape))}."
+        )
+    if _takes(builder, "in_channels"):
+        return build(name, num_classes, data_shape[0], seed=seed, **options)
+    for option, value in (
+        ("in_features", math.prod(data_shape)),
+        ("max_length", data_shape[0]),
+    ):
+        if _takes(builder, option):
+            options.setdefault(option, value)
     return build(name, num_classes, seed=seed, **options)
 
 
@@ -152,8 +182,8 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
         check_known("option", option, known, f" of {name!r}")
 
 
-def _takes_channels(builder: Callable[..., nn.Module]) -> bool:
-    return "in_channels" in inspect.signature(builder).parameters
+def _takes(builder: Callable[..., nn.Module], option: str) -> bool:
+    return option in inspect.signature(builder).parameters
 
 
 def _is_count(value: object, least: int) -> bool:
