@@ -147,6 +147,8 @@ def test_dollars_are_dollars_and_unknown_characters_are_boxes(explorer, recwarn)
     other = AttentionExplorer(texts, {"attention": maps}, ["1"])
     labels = [text.get_text() for text in other.figure.axes[0].get_yticklabels()]
     assert labels == ["$x$ is $y", "□□", "a□b"]
+    axis = other.figure.axes[0]
+    assert not any(t.get_parse_math() for t in (*axis.get_yticklabels(), *axis.get_xticklabels()))
     assert not any("Glyph" in str(warning.message) for warning in recwarn)
 
 
