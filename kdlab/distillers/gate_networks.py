@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from kdlab.datasets import Split
 from kdlab.losses import mixture_loss
 
-BATCH, RATE = 128, 5e-3
+BATCH, RATE = 64, 1e-2
 
 
-def image_network(channels: int, outputs: int, width: int = 16) -> nn.Sequential:
+def image_network(channels: int, outputs: int, width: int = 8) -> nn.Sequential:
     """Return a small CNN from images ``[B, channels, h, w]`` to scores ``[B, outputs]``."""
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, stride=2, padding=1),
         nn.ReLU(),
-        nn.Conv2d(width, width, 3, stride=2, padding=1),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
         nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 3, padding=1),
+        nn.Conv2d(2 * width, 2 * width, 3, padding=1),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
@@ -56,7 +56,7 @@ def train_mixture(
     *,
     budget: Tensor | None = None,
     budget_weight: float = 1.0,
-    steps: int = 400,
+    steps: int = 300,
 ) -> nn.Sequential:
     """Return a trained, frozen network that says which of K experts to follow for an input.
 

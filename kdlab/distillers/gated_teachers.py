@@ -17,7 +17,7 @@ from kdlab.distillers.base import (
     options_of,
 )
 from kdlab.distillers.gate_networks import batches, build_network, take_examples, train_mixture
-from kdlab.distillers.gates import seen_inputs
+from kdlab.distillers.gates import seen_images
 from kdlab.losses import hard_label_loss, soft_target_loss
 from kdlab.losses.checks import check_count, check_positive, check_weight
 from kdlab.losses.gates import confidence_aware_weights
@@ -94,7 +94,7 @@ class LearnedTeachers(TeachersGate):
         share: float = 0.5,
         budget: Sequence[float] | None = None,
         budget_weight: float = 10.0,
-        steps: int = 400,
+        steps: int = 300,
     ) -> None:
         super().__init__()
         check_weight("budget_weight", budget_weight)
@@ -130,7 +130,7 @@ class LearnedTeachers(TeachersGate):
 
     def forward(self, members: Tensor, inputs: Tensor | None, targets: Tensor) -> Tensor:
         """Return the network's weights ``[B, K]``."""
-        return F.softmax(self.network(inputs), dim=-1)
+        return F.softmax(self.network(seen_images(inputs)), dim=-1)
 
 
 class CollapsingTeachers(TeachersGate):
@@ -149,7 +149,7 @@ class CollapsingTeachers(TeachersGate):
 
     def forward(self, members: Tensor, inputs: Tensor | None, targets: Tensor) -> Tensor:
         """Return the network's weights ``[B, K]``, with gradients."""
-        return F.softmax(self.network(inputs), dim=-1)
+        return F.softmax(self.network(seen_images(inputs)), dim=-1)
 
 
 class FixedShares(TeachersGate):
@@ -239,9 +239,7 @@ class GatedTeachers(Distiller):
         """Return the terms ``hard`` and ``soft``."""
         teacher = checked_teacher(teacher, self)
         members = read_members(teacher)
-        needs_images = isinstance(self.gate, LearnedTeachers | CollapsingTeachers)
-        inputs = seen_inputs(teacher) if needs_images else teacher.inputs
-        weights = self.gate(members, inputs, targets)
+        weights = self.gate(members, teacher.inputs, targets)
         if weights.shape != members.shape[:2]:
             raise ValueError(
                 f"gate: weights {list(weights.shape)} came, expected {list(members.shape[:2])}"

@@ -174,7 +174,7 @@ class LearnedGate(Gate):
         guess: str = "uniform",
         budget: float | None = None,
         budget_weight: float = 10.0,
-        steps: int = 400,
+        steps: int = 300,
     ) -> None:
         super().__init__()
         check_known("sees", sees, self.SEES)
@@ -215,7 +215,9 @@ class LearnedGate(Gate):
 
     def forward(self, student: Outputs, teacher: Outputs, targets: Tensor) -> Tensor:
         """Return the network's weight of the teacher, ``[B]``."""
-        seen = seen_inputs(teacher) if self.sees == "image" else teacher.logits.log_softmax(-1)
+        seen = (
+            seen_images(teacher.inputs) if self.sees == "image" else teacher.logits.log_softmax(-1)
+        )
         return F.softmax(self.network(seen), dim=-1)[:, 0]
 
 
@@ -234,7 +236,7 @@ class CollapsingGate(Gate):
 
     def forward(self, student: Outputs, teacher: Outputs, targets: Tensor) -> Tensor:
         """Return the network's weights ``[B]``, with gradients."""
-        return self.network(seen_inputs(teacher)).squeeze(1).sigmoid()
+        return self.network(seen_images(teacher.inputs)).squeeze(1).sigmoid()
 
 
 NAMED: dict[str, Callable[[], Gate]] = {
@@ -265,11 +267,11 @@ def as_gate(gate: str | GateFunction | Gate) -> Gate:
     return FunctionGate(gate)
 
 
-def seen_inputs(teacher: Outputs) -> Tensor:
-    """Return the images that the teacher saw; raise ValueError if the outputs do not hold them."""
-    if teacher.inputs is None:
+def seen_images(images: Tensor | None) -> Tensor:
+    """Return the images that a gate looks at; raise ValueError where the outputs hold none."""
+    if images is None:
         raise ValueError(
-            "teacher.inputs: None came, expected the images [B, c, h, w] that a gate looks at; "
-            "fit gives them"
+            "inputs: None came, expected the images [B, c, h, w] that the gate looks at; fit gives "
+            "them with the teacher's outputs"
         )
-    return teacher.inputs.detach()
+    return images.detach()

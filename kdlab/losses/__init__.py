@@ -17,6 +17,7 @@ from kdlab.losses.boundaries import (
     hierarchical_context_loss,
     overhaul_loss,
 )
+from kdlab.losses.channel_gates import channel_gated_hint_loss
 from kdlab.losses.checks import unchecked_values, weighted_samples
 from kdlab.losses.features import (
     attention_map,
@@ -73,6 +74,7 @@ __all__ = [
     "attention_transfer_loss",
     "batch_norm_margin",
     "better_gate",
+    "channel_gated_hint_loss",
     "channel_wise_loss",
     "confidence_aware_weights",
     "confidence_gate",
