@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, checked_teacher
 from kdlab.losses import input_gradient, jacobian_matching_loss
-from kdlab.losses.checks import check_weight
+from kdlab.losses.checks import check_pair, check_weight
 
 
 class JacobianMatching(Distiller):
@@ -30,7 +30,8 @@ class JacobianMatching(Distiller):
         weight: of the term, at least 0.
 
     Raises:
-        ValueError: a negative weight; in training, no teacher, or inputs without gradients.
+        ValueError: a negative weight; in training, no teacher, inputs without gradients, or a
+            teacher of other classes.
     """
 
     needs_input_gradients = True
@@ -46,6 +47,7 @@ class JacobianMatching(Distiller):
     ) -> dict[str, Tensor]:
         """Return the term ``jacobian``."""
         teacher = checked_teacher(teacher, self)
+        check_pair(student.logits, teacher.logits)
         top = F.one_hot(teacher.logits.argmax(-1), teacher.logits.shape[-1])
         loss = jacobian_matching_loss(
             input_gradient(student.logits, student.inputs, top, create_graph=True),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, checked_teacher
 from kdlab.losses import input_gradient, sobolev_loss
-from kdlab.losses.checks import check_weight
+from kdlab.losses.checks import check_pair, check_weight
 
 
 class Sobolev(Distiller):
@@ -58,11 +58,7 @@ class Sobolev(Distiller):
     ) -> dict[str, Tensor]:
         """Return the term ``sobolev``."""
         teacher = checked_teacher(teacher, self)
-        if student.logits.shape != teacher.logits.shape:
-            raise ValueError(
-                f"teacher: logits {list(teacher.logits.shape)}, expected student's "
-                f"{list(student.logits.shape)}: do both predict the same classes?"
-            )
+        check_pair(student.logits, teacher.logits)
         directions = self._directions(teacher.logits)
         loss = sobolev_loss(
             _slopes(student, directions, create_graph=True),

@@ -29,30 +29,32 @@ from kdlab.distillers import (
     SoftTargets,
     Variational,
     build,
+    factor_transfer,
+    review,
 )
 from kdlab.distillers.adapters import as_map, match_size
-from kdlab.distillers.connectors import deepest_first
+from kdlab.distillers.connectors import check_places, deepest_first
 from kdlab.distillers.factor_transfer import teacher_maps, trained_autoencoder
 from kdlab.distillers.overhaul import measured_margin, norm_before
 from kdlab.models import Taps, build_for
 from kdlab.training import fit
 
+STAGES = ("stage1", "stage2", "stage3")
 METHODS = {  # file: its term, default layers, default weight
-    "hints": ("hint", 1, 100),
-    "attention_transfer": ("attention", 3, 1000),
-    "flow": ("flow", 3, 50),
-    "neuron_selectivity": ("selectivity", 3, 50),
-    "variational": ("variational", 3, 1),
-    "channel_wise": ("channel", 1, 50),
-    "activation_boundary": ("boundary", 3, 0.003),
-    "factor_transfer": ("factor", 1, 500),
-    "overhaul": ("overhaul", 3, 0.001),
-    "review": ("review", 3, 5),
+    "hints": ("hint", STAGES[1:2], 100),
+    "attention_transfer": ("attention", STAGES, 1000),
+    "flow": ("flow", STAGES, 50),
+    "neuron_selectivity": ("selectivity", STAGES, 50),
+    "variational": ("variational", STAGES, 1),
+    "channel_wise": ("channel", STAGES[1:2], 50),
+    "activation_boundary": ("boundary", STAGES, 0.003),
+    "factor_transfer": ("factor", STAGES[2:], 500),
+    "overhaul": ("overhaul", STAGES, 0.001),
+    "review": ("review", STAGES, 5),
 }
 TRAINED = sorted(METHODS.keys() - {"attention_transfer", "neuron_selectivity"})
 BEFORE = ["activation_boundary", "overhaul"]
 COMPARES_PLACES = ["attention_transfer", "neuron_selectivity", "channel_wise"]
-STAGES = ("stage1", "stage2", "stage3")
 zipped = partial(zip, strict=True)
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -127,7 +129,8 @@ def says(*parts):
 def expected(name, method, s, t):
     """The term without its weight, from the tensors of the pairs."""
     if name == "hints":
-        return losses.hint_loss(method.regressors[0](s[0]), t[0])
+        triples = zipped(method.regressors, s, t)
+        return sum(losses.hint_loss(regressor(a), b) for regressor, a, b in triples)
     if name == "attention_transfer":
         return sum(losses.attention_transfer_loss(*match_size(a, b)) for a, b in zipped(s, t))
     if name == "neuron_selectivity":
@@ -146,8 +149,11 @@ def expected(name, method, s, t):
             total += losses.variational_information_loss(predict.mean(a), b, variance)
         return total
     if name == "channel_wise":
-        a, b = match_size(s[0], t[0])
-        return losses.channel_wise_loss(method.regressors[0](a), b, 4.0)
+        total = 0
+        for regressor, a, b in zipped(method.regressors, s, t):
+            a, b = match_size(a, b)
+            total += losses.channel_wise_loss(regressor(a), b, 4.0)
+        return total
     if name in BEFORE:
         values = []
         for number, (connect, a, b) in enumerate(zipped(method.connectors, s, t)):
@@ -159,8 +165,10 @@ def expected(name, method, s, t):
             )
         return values[0] / 4 + values[1] / 2 + values[2]
     if name == "factor_transfer":
-        factors = match_size(method.translators[0](s[0]), method.paraphrasers[0](t[0]))
-        return losses.factor_transfer_loss(*factors)
+        total = 0
+        for translate, paraphrase, a, b in zipped(method.translators, method.paraphrasers, s, t):
+            total += losses.factor_transfer_loss(*match_size(translate(a), paraphrase(b)))
+        return total
     values, deeper = [], None
     for level in (2, 1, 0):
         fusion, a, b = method.fusions[level], s[level], t[level]
@@ -173,9 +181,10 @@ def expected(name, method, s, t):
 @pytest.mark.parametrize("pair", [("cnn_tiny", "resnet8"), ("resnet8", "cnn_tiny")], ids=str)
 def test_a_term_is_its_loss_times_its_weight(name, pair):
     student, teacher = (model(x, seed) for seed, x in enumerate(pair))
-    term, count, weight = METHODS[name]
-    method = prepared(small(name), student, teacher)
-    assert method.weight == weight and len(method.layers) == count
+    term, layers, weight = METHODS[name]
+    method = small(name)
+    assert method.weight == weight and [path for path, _ in method.layers] == list(layers)
+    method = prepared(small(name, STAGES), student, teacher)
     assert not method.complete and method.needs_teacher and not method.needs_only_logits
     got = ask(method.eval(), student, teacher)
     assert list(got) == [term]
@@ -184,6 +193,11 @@ def test_a_term_is_its_loss_times_its_weight(name, pair):
     want = weight * expected(name, method, s, t)
     torch.testing.assert_close(got[term], want.float())
     assert float(got[term].detach()) > 0
+    slopes = (
+        torch.autograd.grad(x, list(student.parameters()), materialize_grads=True)
+        for x in (got[term], want)
+    )
+    torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-5 * weight)
     method.weight = 2 * weight
     torch.testing.assert_close(ask(method, student, teacher)[term], 2 * got[term])
 
@@ -316,6 +330,13 @@ def test_a_method_that_has_no_places_to_compare_says_so(name):
     prepared(small(name, ("stage1", "stage3")), student, student, small_images)
 
 
+@pytest.mark.parametrize("sizes", [((4, 4), (1, 1)), ((1, 1), (4, 4)), ((4, 1), (1, 4))])
+def test_places_count_where_both_networks_have_them(sizes):
+    mine, theirs = (torch.Size((2, 3, *size)) for size in sizes)
+    with says("layers: the student's 'a' gives", "the teacher's 'b'", "place in common"):
+        check_places([("a", "b")], [(mine, theirs)])
+
+
 # ---- what trains with the student ------------------------------------------------------------
 
 
@@ -422,6 +443,7 @@ def test_flow_and_channel_wise_add_nothing_where_the_channels_agree():
         assert abs(float(value)) < 1e-6
     mixed = prepared(Flow(), model("cnn_tiny"), model("resnet8"))
     assert [type(part) for part in mixed.regressors] == [nn.Conv2d] * 3
+    assert all(part.bias is None for part in mixed.regressors)  # G_S = W₁ G W₂ᵀ has no constant
 
 
 def test_variances_start_where_they_are_told_and_learn_what_cannot_be_predicted():
@@ -438,6 +460,8 @@ def test_variances_start_where_they_are_told_and_learn_what_cannot_be_predicted(
     mean, variance = method.predictions[0](mine.taps["stage2"])
     errors = (theirs.taps["stage2"] - mean).square().mean((0, 2, 3))
     torch.testing.assert_close(variance, errors, rtol=0.05, atol=0.01)
+    method.predictions[0].raw_variance.data.fill_(-1e3)  # its softplus is 0
+    assert method.predictions[0](mine.taps["stage2"])[1].tolist() == pytest.approx([1e-5] * 24)
 
 
 @pytest.mark.parametrize("name", BEFORE)
@@ -495,10 +519,11 @@ def test_measured_and_computed_margins_agree_on_normal_features():
 
 
 def test_only_what_is_negative_counts_for_a_measured_margin():
-    images = torch.zeros(4, 2, 8, 8)
-    images[0, 0] = -2.0
+    images = torch.zeros(300, 2, 8, 8)
+    images[-1, 0] = -2.0  # in the second batch
     images[1] = 3.0
-    found = measured_margin(nn.Sequential(nn.ReLU()), "0:input", Split(images, DATA.train.y[:4]))
+    train = Split(images, torch.zeros(300, dtype=torch.int64))
+    found = measured_margin(nn.Sequential(nn.ReLU()), "0:input", train)
     assert found.tolist() == [-2.0, 0.0]
 
 
@@ -507,7 +532,7 @@ def test_a_norm_that_does_not_feed_an_activation_says_nothing_of_it():
     net = nn.Sequential(norm, last, nn.ReLU())
     assert norm_before(net, "1") is None and norm_before(net, "2:input") is None
     assert norm_before(nn.Sequential(last, norm, nn.ReLU()), "2:input") is norm
-    assert norm_before(nn.Sequential(nn.ReLU()), "0:input") is None
+    assert norm_before(nn.Sequential(nn.ReLU(), norm), "0:input") is None
 
 
 def test_connectors_standardize_each_channel():
@@ -534,6 +559,16 @@ def test_a_paraphraser_learns_to_reconstruct_and_is_then_frozen():
     method = prepared(small("factor_transfer", "stage2", rate=0.25), model("cnn_tiny"), teacher)
     assert not any(p.requires_grad for p in method.paraphrasers.parameters())
     assert method.translators[0][-2].out_channels == 4
+    least = prepared(small("factor_transfer", "stage2", rate=0.01), model("cnn_tiny"), teacher)
+    assert least.translators[0][-2].out_channels == 1
+
+
+def test_a_paraphraser_sees_a_random_part_of_many_images(monkeypatch):
+    monkeypatch.setattr(factor_transfer, "IMAGES", 10)
+    train = Split(torch.arange(48.0).view(48, 1, 1, 1), torch.zeros(48, dtype=torch.int64))
+    net = nn.Sequential(nn.Identity())
+    first, second = (teacher_maps(net, "0", train).flatten().tolist() for _ in range(2))
+    assert len(set(first)) == len(first) == 10 == len(second) and set(first) != set(second)
 
 
 def test_an_untrained_paraphraser_is_another(monkeypatch):
@@ -580,6 +615,12 @@ def test_fusion_is_a_weighted_sum_with_two_learned_maps():
         share = torch.sigmoid(fusion.attend(torch.cat([own, other], 1)))
         torch.testing.assert_close(mixed, share[:, :1] * own + share[:, 1:] * other)
         torch.testing.assert_close(guess, fusion.leave(mixed))
+
+
+def test_layers_are_fused_in_a_space_of_limited_width(monkeypatch):
+    monkeypatch.setattr(review, "MOST_CHANNELS", 5)
+    method = prepared(Review(), model("cnn_tiny"), model("cnn", 1))
+    assert [fusion.enter[0].out_channels for fusion in method.fusions] == [5, 5, 5]
 
 
 def test_no_places_are_no_trouble_beside_others():

@@ -320,8 +320,9 @@ def test_wrong_options_and_extras_are_refused_by_name():
         losses.attention_transfer_loss(s, t, norm="l2")
     with says("power: 0.5, expected at least 1"):
         losses.attention_map(s, 0.5)
-    with says("power: 0, expected"):
-        losses.attention_map(s, 0)
+    for power in (0, float("nan"), float("inf")):
+        with says(f"power: {power}, expected a finite number above 0"):
+            losses.attention_map(s, power)
     with says("temperature: 0, expected"):
         losses.channel_wise_loss(s, t, 0)
     with says("margin: -1, expected"):
@@ -336,6 +337,8 @@ def test_wrong_options_and_extras_are_refused_by_name():
         losses.variational_information_loss(s, t, torch.tensor([0.0, 1, 2]))
     with says("second: shape [2, 3, 4, 2], expected B, h and w of first", "[2, 3, 4, 4]"):
         losses.flow_matrix(s, t[..., :2])
+    with says("second: shape [1, 3, 4, 4], expected B, h and w of first"):
+        losses.flow_matrix(s, t[:1])
     with says("teacher: shape [2, 3, 2], expected student's [2, 3, 3]"):
         losses.flow_loss((s, s), (t, t[:, :2]))
     with says("teacher: NaN or infinite"):
@@ -392,6 +395,14 @@ def test_an_attention_map_has_length_one_and_shows_where_the_energy_is():
     order = torch.tensor([2, 0, 1])
     torch.testing.assert_close(losses.attention_map(features[:, order]), shown)
     assert losses.attention_map(features, 8.0)[0, 3, 0] > shown[0, 3, 0]
+
+
+def test_an_attention_map_is_of_one_image_and_in_single_precision():
+    features, _ = maps(2, 3, 4, 4, dtype=torch.float32)
+    loud = torch.stack([features[0], 1e25 * features[1]])
+    torch.testing.assert_close(losses.attention_map(loud), losses.attention_map(features))
+    half = features.half()
+    assert torch.equal(losses.attention_map(half), losses.attention_map(half.float()))
 
 
 def test_a_flow_does_not_depend_on_where_but_on_what_goes_together():
@@ -484,7 +495,8 @@ def test_only_the_side_of_the_teachers_boundary_counts():
 def test_overhaul_asks_nothing_of_a_student_below_a_negative_target():
     teacher = torch.tensor([[-5.0, -0.5, -0.5, 0.0, 2.0, 2.0, -5.0]]).view(1, 1, 1, 7)
     student = torch.tensor([[-9.0, -0.6, -0.4, -1.0, 1.0, -1.0, 1.0]]).view(1, 1, 1, 7)
-    margin = torch.tensor([-1.0])
+    margin = torch.tensor([-1.0], requires_grad=True)
+    assert not losses.overhaul_loss(student, teacher, margin).requires_grad  # it is the teacher's
     value, slope = value_and_gradient(losses.overhaul_loss, student, teacher, margin)
     # The targets are −1, −½, −½, 0, 2, 2, −1; the squares 0, 0, 0.1², 0, 1², 3², 2².
     assert float(value) == pytest.approx(0.01 + 1 + 9 + 4)
@@ -549,6 +561,13 @@ def test_scales_that_are_no_smaller_than_the_map_are_left_out():
     pools = [F.adaptive_avg_pool2d(narrow[0], size) for size in ((5, 3), (4, 3), (2, 2), (1, 1))]
     expected = np.dot([float(x.square().mean()) for x in pools], [1, 0.5, 0.25, 0.125]) / 1.875
     assert float(losses.hierarchical_context_loss(*narrow)) == pytest.approx(expected)
+
+
+def test_values_of_variances_and_margins_need_not_be_checked():
+    s, t = maps(2, 3, 4, 4)
+    with unchecked_values():
+        assert not losses.variational_information_loss(s, t, torch.zeros(3)).isfinite()
+        assert losses.overhaul_loss(s, t, torch.ones(3)) > 0
 
 
 # ---- cost ------------------------------------------------------------------------------------

@@ -140,6 +140,14 @@ def test_slopes_by_weights_of_all_forms():
     np.testing.assert_allclose(one, each[:, 1:2] * jacobian[:, 1], 1e-12)
 
 
+def test_the_weights_of_the_outputs_are_not_differentiated():
+    x = torch.tensor(X, requires_grad=True)
+    weights = torch.ones(K, dtype=torch.float64, requires_grad=True)
+    slope = input_gradient(forward(tensors(TEACHER), x, "tanh"), x, weights, create_graph=True)
+    slope.square().sum().backward()
+    assert weights.grad is None and x.grad.any()
+
+
 @pytest.mark.parametrize("method", LOSSES)
 def test_value_and_gradient_by_the_slopes(method):
     loss, expected, shape = LOSSES[method]

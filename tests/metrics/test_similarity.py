@@ -133,6 +133,10 @@ def test_any_dtype_gives_what_its_float64_copy_gives(dtype, unbiased):
     assert cka(a, b, unbiased=unbiased) == expected
 
 
+def test_rounding_leads_nowhere_beyond_one():
+    assert max(cka(a, a) for a in (normal(6, 2, seed=seed) for seed in range(40))) <= 1
+
+
 def test_large_half_precision_features_are_finite():
     a = torch.tensor(6e4 * np.sign(normal(9, 5)), dtype=torch.float16)
     assert cka(a, a) == pytest.approx(1)
@@ -280,6 +284,8 @@ def test_probe_refuses():
         probe_accuracy(x, y[:19], x, y)
     with says("test_labels: torch.float64 [20], expected [20] whole"):
         probe_accuracy(x, y, x, y + 0.0)
+    with says("train_labels: torch.bool [20], expected [20] whole"):
+        probe_accuracy(x, y > 1, x, y)
     with says("train_labels: -1 is no class", "unlabelled"):
         probe_accuracy(x, np.where(y == 2, -1, y), x, y)
     with says("train_labels: only class 1, expected at least two"):
