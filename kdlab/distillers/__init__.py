@@ -13,13 +13,16 @@ __all__ = ["Distiller", "Outputs", "Sum", "available", "build", "contestants"]
 
 
 def available() -> dict[str, type[Distiller]]:
-    """Return every method by the name of its file, found by looking into this folder."""
+    """Return every method by the name of its file, found by looking into this folder.
+
+    A class without a ``forward`` of its own is what methods have in common, and none itself.
+    """
     found: dict[str, type[Distiller]] = {}
     for module_info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{module_info.name}")
         for _, member in inspect.getmembers(module, inspect.isclass):
-            own = member.__module__ == module.__name__
-            if own and issubclass(member, Distiller) and module_info.name != "base":
+            own = member.__module__ == module.__name__ and module_info.name != "base"
+            if own and issubclass(member, Distiller) and "forward" in vars(member):
                 found[module_info.name] = member
     return found
 

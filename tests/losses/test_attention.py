@@ -157,6 +157,23 @@ def test_what_padding_holds_changes_nothing(name, filler):
     assert outside.any() and not gradient[outside].any()
 
 
+def test_the_relation_ignores_nan_in_padding():
+    x, _ = pair("relation")
+    torch.testing.assert_close(
+        self_attention_relation(padded(x, MASK, torch.nan), 3, MASK).exp(),
+        self_attention_relation(padded(x, MASK, 0.0), 3, MASK).exp(),
+    )
+
+
+def test_padding_gets_nothing_however_low_the_scores_are():
+    student, teacher = pair("distribution")
+    loss, expected = CASES["distribution"]
+    values = expected(student.numpy(), teacher.numpy(), MASK.numpy())
+    for lift in (-1e6, 1e6):
+        got = loss(student + lift, teacher - lift, MASK, reduction="none")
+        np.testing.assert_allclose(got, values, 1e-6)
+
+
 @every_loss
 def test_more_padding_changes_nothing(name):
     loss, _ = CASES[name]
