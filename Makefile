@@ -41,6 +41,7 @@ teachers: $(READY)       ## train the shipped teachers anew
 
 results: $(READY)        ## make the stored results that lessons show anew (ten minutes)
 	$(BIN)/python tools/reference_results.py
+	$(BIN)/python tools/gate_results.py
 
 readme: $(READY)         ## write the README's tables from the stored results
 	$(BIN)/python tools/readme.py

@@ -1,0 +1,121 @@
+"""Make the stored results of lesson 05: gates against their controls, a CSV and a card.
+
+python tools/gate_results.py [NAME ...]
+"""
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import torch
+from reference_results import main
+from torch import nn
+
+from kdlab import datasets, models, training
+from kdlab.datasets import Data, Split
+from kdlab.distillers import Distiller, Labels, SoftTargets
+from kdlab.distillers.gated import Gated, LearnedGate, controls
+from kdlab.metrics import accuracy, gate_report_of
+
+STUDENT, IMAGES, SEEDS = "cnn_tiny", 1000, 5
+BUDGET = {"epochs": 12, "batch_size": 32, "device": "cpu"}
+SHUFFLED = 6  # classes whose labels the teacher learned in disorder
+RATES = (0.1, 0.2, 0.4)
+GATES = ("correct", "better", "wsld", "confidence", "wttm", "median", "rising", "learned")
+# These judge an image by the teacher and the label alone, so always in the same way; their random
+# control, too, decides once for each image.
+STATIC = ("correct", "confidence", "wttm", "learned")
+
+
+def shuffled_teacher(data: Data) -> nn.Module:
+    """Train a teacher on labels that are shuffled among the images of some classes."""
+    generator = torch.Generator().manual_seed(0)
+    y = data.train.y.clone()
+    hit = (y < SHUFFLED).nonzero().squeeze(1)
+    y[hit] = y[hit[torch.randperm(len(hit), generator=generator)]]
+    corrupted = replace(data, train=Split(data.train.x, y))
+    teacher = models.build_for("cnn_large", data.shape, data.num_classes, seed=0)
+    training.fit(teacher, corrupted, epochs=8, validate=False, device="cpu")
+    return teacher
+
+
+def gated(name: str) -> Gated:
+    """The soft targets alone, gated: the labels are added in full."""
+    gate = LearnedGate("answer", share=1.0) if name == "learned" else name
+    return Gated(SoftTargets(alpha=1.0), gate)
+
+
+def gates() -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Every gate, its random and its constant control, under a teacher that learned some nonsense.
+
+    All have the learning rate that is best on validation images for the ungated soft targets; the
+    labels alone have their own. The controls have the mean that the gate had in its run of seed 0.
+    """
+    data = datasets.load("glyphs")
+    teacher = shuffled_teacher(data)
+    few = data.subset(IMAGES)
+    plain: dict[str, Distiller | None] = {
+        "labels": None,
+        "soft targets": Labels() + SoftTargets(alpha=1.0),
+    }
+    tried = training.study(
+        STUDENT,
+        few,
+        {
+            f"{name}|{lr}": training.Setting(method, options={"lr": lr})
+            for name, method in plain.items()
+            for lr in RATES
+        },
+        seeds=2,
+        teacher=teacher,
+        **BUDGET,
+    )
+    means = tried.groupby("setting")["val_accuracy"].mean()
+    rate = {name: max(RATES, key=lambda lr, n=name: means[f"{n}|{lr}"]) for name in plain}
+    settings = {
+        f"{name}|none": training.Setting(method, options={"lr": rate[name]})
+        for name, method in plain.items()
+    }
+    reports = {}
+    for name in GATES:
+        method = gated(name)
+        first = models.build_for(STUDENT, data.shape, data.num_classes, seed=0)
+        run = training.fit(
+            first, few, Labels() + method, teacher=teacher, lr=rate["soft targets"], **BUDGET
+        )
+        rows = run.history.rows
+        mean_row = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        reports[name] = {
+            key: round(value, 4) for key, value in vars(gate_report_of(mean_row)).items()
+        }
+        both = controls(method, rows, fresh=name not in STATIC)
+        for control, chosen in {"none": gated(name), **both}.items():
+            settings[f"{name}|{control}"] = training.Setting(
+                Labels() + chosen, options={"lr": rate["soft targets"]}
+            )
+    runs = training.study(
+        STUDENT, few, settings, seeds=SEEDS, teacher=teacher, progress=True, **BUDGET
+    )
+    runs[["gate", "control"]] = runs["setting"].str.split("|", expand=True)
+    answers = training.predict(teacher, data.test.x)
+    whole = data.test.y >= SHUFFLED
+    card = {
+        "student": STUDENT,
+        "images": IMAGES,
+        "seeds": SEEDS,
+        "shuffled_classes": SHUFFLED,
+        "teacher": {
+            "model": "cnn_large",
+            "accuracy on shuffled classes": accuracy(answers[~whole], data.test.y[~whole]),
+            "accuracy on the others": accuracy(answers[whole], data.test.y[whole]),
+        },
+        "rates": rate,
+        "reports": reports,
+    }
+    columns = ["gate", "control", "seed", "accuracy", "agreement", "val_accuracy"]
+    return runs[columns], card | BUDGET
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:], {"gates": gates})
