@@ -111,7 +111,7 @@ def teacher_maps(teacher: nn.Module, path: str, train: Split) -> Tensor:
 def trained_autoencoder(
     maps: Tensor, factors: int, epochs: int
 ) -> tuple[nn.Sequential, nn.Sequential]:
-    """Return an encoder and a decoder that learned to reconstruct ``maps``, up to their scale."""
+    """Return an encoder and a decoder that learned to reconstruct ``maps``."""
     channels = maps.shape[1]
     encode, decode = (part(channels, factors).to(maps.device) for part in (encoder, decoder))
     scale = maps.square().mean().sqrt().clamp(min=1e-12)  # so that one learning rate fits all
@@ -124,4 +124,10 @@ def trained_autoencoder(
                 F.mse_loss(decode(encode(batch)), batch).backward()
                 optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():  # from now on they take, and give, maps as the layer gives them
+        enters, *_ = encode.parameters()
+        *_, leaves, shift = decode.parameters()
+        enters.div_(scale)
+        leaves.mul_(scale)
+        shift.mul_(scale)
     return encode, decode

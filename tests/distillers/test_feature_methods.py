@@ -550,17 +550,28 @@ def test_a_paraphraser_learns_to_reconstruct_and_is_then_frozen():
     assert maps.shape == (48, 16, 4, 4) and not maps.requires_grad
     torch.manual_seed(0)
     encode, decode = trained_autoencoder(maps, 8, epochs=120)
-    scaled = maps / maps.square().mean().sqrt()
     with torch.no_grad():
-        factors = encode(scaled)
-        error = (decode(factors) - scaled).square().mean()
+        factors = encode(maps)
+        error = (decode(factors) - maps).square().mean()
     assert factors.shape == (48, 8, 4, 4) and isinstance(decode[-1], nn.ConvTranspose2d)
-    assert error < 0.75 * (scaled - scaled.mean(0)).square().mean()
+    assert error < 0.75 * (maps - maps.mean(0)).square().mean()
     method = prepared(small("factor_transfer", "stage2", rate=0.25), model("cnn_tiny"), teacher)
     assert not any(p.requires_grad for p in method.paraphrasers.parameters())
     assert method.translators[0][-2].out_channels == 4
     least = prepared(small("factor_transfer", "stage2", rate=0.01), model("cnn_tiny"), teacher)
     assert least.translators[0][-2].out_channels == 1
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_factors_do_not_depend_on_the_scale_of_a_layer(scale):
+    maps = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    parts = []
+    for values in (maps, scale * maps):
+        torch.manual_seed(0)
+        encode, decode = trained_autoencoder(values, 2, epochs=3)
+        parts.append((encode(values), decode(encode(values))))
+    torch.testing.assert_close(parts[1][0], parts[0][0])
+    torch.testing.assert_close(parts[1][1], scale * parts[0][1])
 
 
 def test_a_paraphraser_sees_a_random_part_of_many_images(monkeypatch):

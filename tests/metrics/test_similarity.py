@@ -262,6 +262,7 @@ def test_a_dead_channel_does_no_harm():
     expected = probe_accuracy(x, y, x_test, y_test)
     for constant in (0.0, 0.1):
         dead = np.full((300, 1), constant)
+        dead[::2] = np.nextafter(constant, 1)  # rounding is no signal
         beside = np.hstack([x, dead]), np.hstack([x_test, dead + 5])  # nothing learned, so ignored
         assert probe_accuracy(beside[0], y, beside[1], y_test) == expected
 
