@@ -531,6 +531,8 @@ def test_batch_norm_margin_far_out_in_the_tail_and_at_its_seams():
     torch.testing.assert_close(margin[3:6], series[3:6], rtol=1e-7, atol=0)
     steps = margin[:3].diff()
     assert float(steps[0]) == pytest.approx(float(steps[1]), rel=1e-2)  # no jump where 8 is passed
+    hazard = np.exp(stats.norm.logpdf(8.01) - stats.norm.logsf(8.01))
+    assert float(margin[2]) == pytest.approx(8.01 - hazard, rel=1e-10)  # enough steps
     assert float(margin[6]) == -1e3
     norm.weight.data.zero_()  # a channel that is constant
     torch.testing.assert_close(losses.batch_norm_margin(norm), a.clamp(max=0))
