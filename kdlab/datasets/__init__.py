@@ -1,7 +1,7 @@
-"""What teachers and students see: generated, bundled, downloaded, or your own images.
+"""What teachers and students see: generated, bundled, downloaded, or your own images or texts.
 
-``load`` gives tensors in memory with a training, a validation and a test split. ``glyphs`` and
-``digits`` need no network.
+``load`` gives tensors in memory with a training, a validation and a test split. ``glyphs``,
+``digits`` and ``docstrings`` need no network.
 """
 
 import inspect
@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdlab.datasets import digits, downloads, glyphs
+from kdlab.datasets import digits, downloads, glyphs, text
 from kdlab.datasets.arrays import from_arrays, load_npz
 from kdlab.datasets.data import UNLABELLED, Data, Split
 from kdlab.datasets.folders import load_folder
@@ -21,21 +21,30 @@ __all__ = ["UNLABELLED", "Data", "Split", "available", "from_arrays", "glyphs", 
 _LOADERS: dict[str, Callable[..., Data]] = {
     "glyphs": glyphs.load,
     "digits": digits.load,
+    "docstrings": text.load,
     **{name: partial(downloads.load, name) for name in downloads.READERS},
+}
+
+_FILES: dict[str, Callable[..., Data]] = {
+    ".npz": load_npz,
+    ".csv": text.load_csv,
+    ".csv.gz": text.load_csv,
 }
 
 
 def available() -> tuple[str, ...]:
-    """Names that ``load`` knows; the first two work offline."""
+    """Names that ``load`` knows; the first three work offline."""
     return tuple(_LOADERS)
 
 
 def load(name_or_path: str | Path, *, seed: int = 0, **options: Any) -> Data:
-    """Load a data set by name, or your own by the path of an ``.npz`` file or an image folder.
+    """Load a data set by name, or your own by path.
+
+    Your own are images in an ``.npz`` file or a folder, or texts in a ``.csv`` or ``.csv.gz``.
 
     ``n_train``, ``n_val`` and ``n_test`` work for all; further options are those of the loader:
-    ``glyphs.load``, ``digits.load``, ``downloads.load``, ``arrays.load_npz`` and
-    ``folders.load_folder``.
+    ``glyphs.load``, ``digits.load``, ``text.load``, ``downloads.load``, ``arrays.load_npz``,
+    ``folders.load_folder`` and ``text.load_csv``.
 
     Raises ValueError for an unknown name or option (with the nearest match) and for bad arrays,
     ConnectionError where a download is needed and fails.
@@ -56,12 +65,15 @@ def _loader(name_or_path: str | Path) -> tuple[Callable[..., Data], tuple[Path, 
     if path.is_dir():
         return load_folder, (path,)
     if path.is_file():
-        if path.suffix != ".npz":
-            raise ValueError(f"{path} must be an .npz file or a folder of pictures")
-        return load_npz, (path,)
+        for ending, loader in _FILES.items():
+            if path.name.lower().endswith(ending):
+                return loader, (path,)
+        raise ValueError(
+            f"{path} must be a folder of pictures, or a file that ends in {', '.join(_FILES)}"
+        )
     if isinstance(name_or_path, Path) or path.suffix or len(path.parts) > 1:
         raise ValueError(f"there is no file or folder {path}; seen from {Path.cwd()}")
     raise ValueError(
         f"unknown data set {name_or_path!r}{nearest(name_or_path, _LOADERS)}; there are "
-        f"{', '.join(_LOADERS)}, or the path of an .npz file or an image folder"
+        f"{', '.join(_LOADERS)}, or the path of an .npz or .csv file or an image folder"
     )

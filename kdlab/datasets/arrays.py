@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdlab.datasets.data import Data, Split, in_stratified_order
+from kdlab.datasets.data import Data, Split, in_stratified_order, within_limit
 
 
 def from_arrays(
@@ -50,11 +50,8 @@ def from_arrays(
         options["val_fraction"] = val_fraction
         parts["val"], parts["train"] = _set_aside(*parts["train"], val_fraction, seed)
     for part, (x, y) in parts.items():
-        limit = options[f"n_{part}"]
-        if limit is not None and limit < 1:
-            raise ValueError(f"n_{part} must be at least 1, got {limit}")
-        if limit is not None and limit < len(y):
-            keep = np.sort(in_stratified_order(y, seed)[:limit])
+        keep = within_limit(part, y, options[f"n_{part}"], seed)
+        if len(keep) < len(y):
             parts[part] = x[keep], y[keep]
     tensors = {part: _tensor(x) for part, (x, _) in parts.items()}
     mean, std = _statistics(tensors["train"])

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdlab.datasets.tokens import Tokenizer
+
 UNLABELLED = -1
 """The label of an image whose class the student is not told."""
 
@@ -48,7 +50,7 @@ class Data:
 
     ``mean`` and ``std`` (one value per channel, none for texts) come from the training split alone
     and were applied to all three. ``card`` holds plain facts: source, licence, sizes, seed and
-    options.
+    options. ``tokenizer`` turns texts into token numbers and back; images have none.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     card: dict[str, Any]
+    tokenizer: Tokenizer | None = None
 
     @property
     def num_classes(self) -> int:
@@ -119,6 +122,18 @@ class Data:
         keep = np.sort(in_balanced_order(self.train.y.numpy(), seed)[:n])
         sizes = {**self.card.get("sizes", {}), "train": n}
         return replace(self, train=self.train.select(keep), card={**self.card, "sizes": sizes})
+
+
+def within_limit(part: str, y: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
+    """Positions of at most ``limit`` labels ``y``, in the classes' proportions, ascending.
+
+    Raises ValueError that names ``n_<part>``, for a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"n_{part} must be at least 1, got {limit}")
+    if limit is None or limit >= len(y):
+        return np.arange(len(y))
+    return np.sort(in_stratified_order(y, seed)[:limit])
 
 
 def in_balanced_order(y: np.ndarray, seed: int) -> np.ndarray:

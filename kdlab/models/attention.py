@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
         ValueError: heads that do not divide the width.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(
@@ -65,14 +65,13 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.weights = AttentionWeights()
-        self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(width, width)
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """Tokens `[B, N, d]` from tokens `[B, N, d]`; padded ones (bool `[B, N]`) are not read."""
         query, key, value = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
-        scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-        weights = self.dropout(self.weights(scores, padding))
+        query = query / math.sqrt(query.shape[-1])  # fewer numbers to divide than scores
+        weights = self.weights(query @ key.transpose(-2, -1), padding)
         return self.output((weights @ value).transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -89,7 +88,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float = 0.0, expansion: int = 4) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads, dropout)
+        self.attention = SelfAttention(width, heads)
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(
             nn.Linear(width, expansion * width),

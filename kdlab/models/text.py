@@ -44,7 +44,7 @@ class Transformer(Encoder):
         width: d, numbers per token.
         depth: number of blocks.
         heads: h, a divisor of the width.
-        dropout: share of values set to 0 in training, in attention and on the stream.
+        dropout: share of values set to 0 in training, of all that is added to the stream.
         max_length: the most tokens a text may have; `build_for` takes it from the data.
 
     Raises:

@@ -166,4 +166,4 @@ def test_unknown_names_and_options(call, message):
 
 
 def test_available():
-    assert available() == ("glyphs", "digits", "fashion_mnist", "cifar10", "cifar100")
+    assert available() == ("glyphs", "digits", "docstrings", "fashion_mnist", "cifar10", "cifar100")

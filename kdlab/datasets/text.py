@@ -1,0 +1,239 @@
+"""Texts with a label: docstrings of installed packages, or your own CSV file."""
+
+import csv
+import gzip
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdlab.datasets import docstrings
+from kdlab.datasets.data import Data, Split, in_stratified_order, within_limit
+from kdlab.datasets.tokens import Tokenizer
+
+PARTS = ("train", "val", "test")
+_TEST, _VAL = 0.2, 0.1  # shares of each library's texts
+
+
+def load(
+    *,
+    seed: int = 0,
+    n_train: int | None = None,
+    n_val: int | None = None,
+    n_test: int | None = None,
+    length: int = 48,
+    vocabulary: int = 2000,
+) -> Data:
+    """Docstrings of eight scientific packages: which library says this? Its names are masked.
+
+    The splits have no module in common, so none has a text of another. The test split is the same
+    for every seed; ``seed`` draws training and validation. ``n_train``, ``n_val`` and ``n_test``
+    are upper limits, drawn in the classes' proportions. Subwords are learnt from the training
+    split alone.
+
+    Other versions of the packages say other things: ``card`` lists those that are installed.
+
+    Args:
+        seed: of what is drawn.
+        n_train: at most so many training texts.
+        n_val: at most so many for validation.
+        n_test: at most so many for the test.
+        length: L, tokens of each text.
+        vocabulary: the most subwords there may be.
+    """
+    corpus = docstrings.read()
+    where = split_by_module(corpus.labels, corpus.modules, seed)
+    texts = {part: [corpus.texts[i] for i in index] for part, index in where.items()}
+    labels = {part: np.array(corpus.labels)[index] for part, index in where.items()}
+    return _encoded(
+        "docstrings",
+        texts,
+        labels,
+        tuple(docstrings.LIBRARIES),
+        seed=seed,
+        limits={"n_train": n_train, "n_val": n_val, "n_test": n_test},
+        options={"length": length, "vocabulary": vocabulary},
+        card={
+            "source": "docstrings of the packages that are installed with kdlab",
+            "licence": "as the packages; nothing of them comes with kdlab",
+            "how": "prose before the first section, without markup, names masked, no copies, "
+            "split by module",
+            "packages": docstrings.versions(),
+        },
+    )
+
+
+def load_csv(
+    path: Path,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    n_train: int | None = None,
+    n_val: int | None = None,
+    n_test: int | None = None,
+    length: int = 48,
+    vocabulary: int = 2000,
+) -> Data:
+    """Read a ``.csv`` or ``.csv.gz`` (UTF-8) with the columns ``text`` and ``label``.
+
+    A column ``split`` may say train, val or test. Without test texts, ``test_fraction`` of all
+    becomes the test split, the same for every seed; without val texts, ``val_fraction`` of the
+    training texts, drawn by ``seed``; both in the classes' proportions. A text that comes several
+    times is kept once: in the test split if it is there, else in val.
+
+    Raises ValueError that names the line, the column or the argument that is wrong.
+    """
+    rows = _without_copies(_read(path))
+    classes = tuple(sorted({label for _, label, _ in rows}))
+    if len(classes) < 2:
+        raise ValueError(f"{path} must tell at least 2 labels apart, got {', '.join(classes)}")
+    y = np.array([classes.index(label) for _, label, _ in rows])
+    parts = np.array([part for *_, part in rows])
+    for part, name, fraction, fixed in (
+        ("test", "test_fraction", test_fraction, 0),
+        ("val", "val_fraction", val_fraction, seed),
+    ):
+        if part not in parts:
+            rest = np.flatnonzero(parts == "train")
+            parts[rest[_drawn(y[rest], name, fraction, fixed)]] = part
+    absent = set(range(len(classes))) - set(y[parts == "train"].tolist())
+    if absent:
+        raise ValueError(
+            f"{path} has the label {classes[min(absent)]!r}, but no training text with it; "
+            "give more texts, or set a smaller fraction aside"
+        )
+    where = {part: np.flatnonzero(parts == part) for part in PARTS}
+    return _encoded(
+        path.name.removesuffix(".gz").removesuffix(".csv"),
+        {part: [rows[i][0] for i in index] for part, index in where.items()},
+        {part: y[index] for part, index in where.items()},
+        classes,
+        seed=seed,
+        limits={"n_train": n_train, "n_val": n_val, "n_test": n_test},
+        options={
+            "length": length,
+            "vocabulary": vocabulary,
+            "val_fraction": val_fraction,
+            "test_fraction": test_fraction,
+        },
+        card={
+            "source": path.name,
+            "licence": "as the reader's own",
+            "how": "texts and labels of a CSV file, copies left out",
+        },
+    )
+
+
+def split_by_module(
+    labels: Sequence[int], modules: Sequence[str], seed: int
+) -> dict[str, np.ndarray]:
+    """Positions of train, val and test, such that no module is in two of them.
+
+    Of each label, modules go to the test until it has a fifth of the texts, always the same ones,
+    then to val until it has a tenth, in an order that ``seed`` decides, and the rest to train.
+    """
+    y, names = np.array(labels), np.array(modules)
+    part_of: dict[str, str] = {}
+    for label in np.unique(y):
+        sizes = dict(zip(*np.unique(names[y == label], return_counts=True), strict=True))
+        for part, share, order in (("test", _TEST, 0), ("val", _VAL, seed)):
+            free = [name for name in sizes if name not in part_of]
+            count = 0
+            for name in np.random.default_rng(order).permutation(free):
+                if count >= share * (y == label).sum():
+                    break
+                part_of[name] = part
+                count += sizes[name]
+    parts = np.array([part_of.get(name, "train") for name in modules])
+    return {part: np.flatnonzero(parts == part) for part in PARTS}
+
+
+def _encoded(
+    name: str,
+    texts: dict[str, list[str]],
+    labels: dict[str, np.ndarray],
+    classes: tuple[str, ...],
+    *,
+    seed: int,
+    limits: dict[str, int | None],
+    options: dict[str, Any],
+    card: dict[str, Any],
+) -> Data:
+    """Keep what the limits allow, learn the subwords from the training texts, make tensors."""
+    for part in PARTS:
+        keep = within_limit(part, labels[part], limits[f"n_{part}"], seed)
+        texts[part] = [texts[part][i] for i in keep]
+        labels[part] = labels[part][keep]
+    tokenizer = Tokenizer(texts["train"], options["vocabulary"], options["length"])
+    train, val, test = (
+        Split(tokenizer.encode(texts[part]), torch.from_numpy(labels[part])) for part in PARTS
+    )
+    facts = {
+        "name": name,
+        **card,
+        "sizes": {part: len(texts[part]) for part in PARTS},
+        "seed": seed,
+        "options": limits | options,
+    }
+    return Data(name, train, val, test, classes, (), (), facts, tokenizer)
+
+
+def _drawn(y: np.ndarray, name: str, fraction: float, seed: int) -> np.ndarray:
+    if not 0 < fraction < 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {fraction}")
+    n = max(1, round(len(y) * fraction))
+    if n >= len(y):
+        raise ValueError(
+            f"{name}: {len(y)} texts are too few to set {n} aside; give more, or a column split"
+        )
+    return in_stratified_order(y, seed)[:n]
+
+
+def _without_copies(rows: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Each text once, of several copies the one in the split that must not be seen in training."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for text, label, part in rows:
+        known = found.get(text)
+        if known is None or PARTS.index(part) > PARTS.index(known[2]):
+            found[text] = (text, label, part)
+    return list(found.values())
+
+
+def _read(path: Path) -> list[tuple[str, str, str]]:
+    """Text, label and split of each line."""
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    rows = []
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = reader.fieldnames or []
+            for column in {"text", "label"} - set(columns):
+                raise ValueError(
+                    f"{path} lacks the column {column!r}; its first line names "
+                    f"{', '.join(columns) or 'nothing'}, expected text, label and perhaps split"
+                )
+            for row in reader:
+                rows.append(_checked(row, f"{path}, line {reader.line_num}"))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is no whole CSV file in UTF-8 ({error}); write it again, as "
+            "pandas.DataFrame.to_csv does"
+        ) from error
+    return rows
+
+
+def _checked(row: dict[str | None, Any], where: str) -> tuple[str, str, str]:
+    if None in row or None in row.values():
+        raise ValueError(f"{where} has another number of columns than the first line")
+    text, label = (" ".join(row[column].split()) for column in ("text", "label"))
+    for column, value in (("text", text), ("label", label)):
+        if not value:
+            raise ValueError(f"{where} has an empty {column}")
+    part = row.get("split", "train").strip()
+    if part not in PARTS:
+        raise ValueError(f"{where} has the split {part!r}, expected {', '.join(PARTS)}")
+    return text, label, part
