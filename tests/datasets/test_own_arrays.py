@@ -183,7 +183,9 @@ def test_files_of_other_kinds(tmp_path):
     with pytest.raises(ValueError, match="lacks the array"):
         load(tmp_path / "b.npz")
     (tmp_path / "c.txt").write_text("1,2")
-    with pytest.raises(ValueError, match=r"must be a folder of pictures, or a file that ends in \.npz"):
+    with pytest.raises(
+        ValueError, match=r"must be a folder of pictures, or a file that ends in \.npz"
+    ):
         load(tmp_path / "c.txt")
     with pytest.raises(ValueError, match="unknown option 'size'"):
         np.savez(tmp_path / "d.npz", **good())
