@@ -2,6 +2,7 @@
 
 from kdlab.explorers.attention import AttentionExplorer
 from kdlab.explorers.base import Explorer
+from kdlab.explorers.gates import Choosing, GatesExplorer
 from kdlab.explorers.landscape import LandscapeExplorer
 from kdlab.explorers.live_curve import LiveCurve
 from kdlab.explorers.maps import MapsExplorer
@@ -13,7 +14,9 @@ from kdlab.explorers.temperature import TemperatureExplorer
 __all__ = [
     "AttentionExplorer",
     "CKAExplorer",
+    "Choosing",
     "Explorer",
+    "GatesExplorer",
     "LandscapeExplorer",
     "LiveCurve",
     "MapsExplorer",
