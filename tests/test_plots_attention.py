@@ -1,5 +1,7 @@
 """The grid of attention maps: what is drawn where, and what is refused."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,19 @@ def test_tokens_stand_beside_the_first_column_and_below_the_last_row():
     below = [panel.xaxis.get_tick_params()["labelbottom"] for panel in panels]
     assert left == [True, False, False] * 2 and below == [False] * 3 + [True] * 3
     assert [t.get_text() for t in panels[3].get_yticklabels()] == list("abcde")
+
+
+@pytest.mark.parametrize(("columns", "n"), [(3, 14), (4, 14), (6, 12)])
+def test_labels_of_tokens_do_not_overlap(columns, n):
+    given = np.full((1, columns, n, n), 1 / n)
+    names = [f"head {i}" for i in range(columns)]
+    figure = plots.attention_grid(given, ["Qgjwmd"] * n, ["layer 1"], names)
+    figure.draw_without_rendering()
+    first = figure.axes[0]
+    rows = [t.get_window_extent() for t in first.get_yticklabels()]
+    assert all(a.y0 >= b.y1 - 0.5 for a, b in pairwise(rows))
+    below = [t.get_window_extent() for t in first.get_xticklabels()]
+    assert all(a.x1 <= b.x0 + 0.5 for a, b in pairwise(below))
 
 
 def test_of_a_long_text_the_beginning_is_shown():

@@ -150,7 +150,7 @@ def data(context: typer.Context) -> None:
         table.add_row(name, data_state(name))
     console.print(table)
     console.print(
-        "`kdlab data fetch NAME` downloads one. Your own: give a path to an .npz or folder."
+        "`kdlab data fetch NAME` downloads one. Your own: give a path to an .npz, .csv or folder."
     )
 
 
@@ -166,7 +166,8 @@ def fetch(name: Annotated[str, typer.Argument(help="For example cifar10")]) -> N
         raise typer.Exit(1) from None
     parts = ", ".join(f"{part} {len(getattr(loaded, part))}" for part in ("train", "val", "test"))
     shape = "×".join(map(str, loaded.shape))
-    console.print(f"{loaded.name}: {parts} images of {shape}, {loaded.num_classes} classes")
+    what = f"texts of {shape} tokens" if loaded.tokenizer else f"images of {shape}"
+    console.print(f"{loaded.name}: {parts} {what}, {loaded.num_classes} classes")
 
 
 @app.command("teachers")

@@ -55,7 +55,7 @@ _SECTION = re.compile(
     r"^\s*(?:[-=~^]{3,}\s*$|\w[\w ]{0,24}::?\s*$|>>>|\.\. |:\w+[^:`]*:(?!`))", re.M
 )
 _ROLE = re.compile(r":[\w:.+-]+:`~?([^`<]*)(?:<[^`]*>)?`")
-_MARKUP = re.compile(r"\[\w+\]_|`_+|[`*|\\]+")
+_MARKUP = re.compile(r"\[\w+\]_|`_+|[`*|\\]+~?")
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def load_csv(
         )
     where = {part: np.flatnonzero(parts == part) for part in PARTS}
     return _encoded(
-        path.name.removesuffix(".gz").removesuffix(".csv"),
+        path.name[: path.name.lower().rindex(".csv")],
         {part: [rows[i][0] for i in index] for part, index in where.items()},
         {part: y[index] for part, index in where.items()},
         classes,
@@ -133,8 +133,8 @@ def split_by_module(
 ) -> dict[str, np.ndarray]:
     """Positions of train, val and test, such that no module is in two of them.
 
-    Of each label, modules go to the test until it has a fifth of the texts, always the same ones,
-    then to val until it has a tenth, in an order that ``seed`` decides, and the rest to train.
+    Of each label, modules go to the test as long as that has at most a fifth of the texts, always
+    the same ones, then to val up to a tenth, in an order that ``seed`` decides, the rest to train.
     """
     y, names = np.array(labels), np.array(modules)
     part_of: dict[str, str] = {}
@@ -144,10 +144,9 @@ def split_by_module(
             free = [name for name in sizes if name not in part_of]
             count = 0
             for name in np.random.default_rng(order).permutation(free):
-                if count >= share * (y == label).sum():
-                    break
-                part_of[name] = part
-                count += sizes[name]
+                if count + sizes[name] <= share * (y == label).sum():
+                    part_of[name] = part
+                    count += sizes[name]
     parts = np.array([part_of.get(name, "train") for name in modules])
     return {part: np.flatnonzero(parts == part) for part in PARTS}
 

@@ -1,6 +1,7 @@
 """Texts as numbers: subwords, learnt from the training texts alone."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 import tokenizers
@@ -41,11 +42,17 @@ class Tokenizer:
     def __init__(self, texts: Sequence[str], vocabulary: int = 2000, length: int = 48) -> None:
         check_range("length", length, 4, 512)
         check_range("vocabulary", vocabulary, 400, 50_000)
+        alphabet = _alphabet(texts)
+        # Numbers of its own for each character at the beginning of a word and within one: left to
+        # the trainer, they would follow the order of a hash table, and ties between subwords with
+        # them, so that no two runs were alike.
+        first = (*SPECIAL, *(f"##{character}" for character in alphabet))
         learner = _pipeline({token: number for number, token in enumerate(SPECIAL)})
         trainer = WordPieceTrainer(
             vocab_size=vocabulary,
-            special_tokens=list(SPECIAL),
-            limit_alphabet=_ALPHABET,
+            special_tokens=list(first),
+            initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet),
             show_progress=False,
         )
         learner.train_from_iterator(texts, trainer)
@@ -86,6 +93,13 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
     """Raise ValueError that names the argument, unless it is a whole number in a range."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+
+
+def _alphabet(texts: Sequence[str]) -> list[str]:
+    """The most frequent characters, in the order of their numbers."""
+    normal = BertNormalizer(lowercase=True)
+    counts = Counter("".join(normal.normalize_str(text) for text in texts).replace(" ", ""))
+    return sorted(sorted(counts, key=lambda c: (-counts[c], c))[:_ALPHABET])
 
 
 def _pipeline(vocab: dict[str, int]) -> tokenizers.Tokenizer:

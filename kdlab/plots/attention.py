@@ -48,12 +48,13 @@ def attention_grid(
     figure = new_figure(height)
     figure.set_layout_engine("none")  # fixed places, so that rows and columns stand close
     top = float(shown.max())
+    points = min(POINTS, 0.82 * 72 * (side - 0.08) / shown.shape[-1])  # a line is taller than that
     for row, row_title in enumerate(rows):
         for column, column_title in enumerate(columns):
             x = LEFT + column * side
             y = BELOW + (len(rows) - 1 - row) * (side + 0.28)
             axis = place(figure, x, y, side - 0.08)
-            draw_attention(axis, shown[row, column], tokens[:TOKENS], top)
+            draw_attention(axis, shown[row, column], tokens[:TOKENS], top, points)
             axis.set_title(f"{row_title}, {column_title}", loc="center", fontsize=9.5, pad=3)
             axis.tick_params(labelleft=column == 0, labelbottom=row == len(rows) - 1)
     edge = LEFT + len(columns) * side + 0.02
@@ -66,11 +67,13 @@ def attention_grid(
     )
 
 
-def draw_attention(axis: Axes, weights: np.ndarray, tokens: Sequence[str], top: float) -> Any:
+def draw_attention(
+    axis: Axes, weights: np.ndarray, tokens: Sequence[str], top: float, points: float = POINTS
+) -> Any:
     """Draw one map [n, n] with a token beside each row and below each column; return its image."""
     mesh = axis.imshow(weights, cmap=WEIGHTS, vmin=0, vmax=top, interpolation="nearest")
     names = [token_label(token) for token in tokens]
-    plain: Any = {"fontsize": POINTS, "parse_math": False}  # a dollar sign is a dollar sign
+    plain: Any = {"fontsize": points, "parse_math": False}  # a dollar sign is a dollar sign
     axis.set_xticks(range(len(names)), names, rotation=90, **plain)
     axis.set_yticks(range(len(names)), names, **plain)
     axis.tick_params(length=0, pad=2)

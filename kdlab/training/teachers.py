@@ -49,20 +49,25 @@ RECIPES = {
     "digits": Recipe("mlp", {"hidden": [256, 256]}, {"epochs": 40, "batch_size": 64, "lr": 0.05}),
 }
 OTHERS = Recipe("cnn_large", fit_options={"epochs": 12}, shift=2)
+TEXTS = Recipe(
+    "transformer",
+    {"width": 64, "depth": 4, "dropout": 0.2},
+    {"epochs": 8, "batch_size": 64, "lr": 2e-3, "optimizer": "adamw", "weight_decay": 0.05},
+)
 
 
 def load_teacher(data: Data, *, progress: bool = True) -> tuple[nn.Module, dict[str, Any]]:
     """Return the teacher for a data set, in eval mode, and its card.
 
-    The usual data sets have one that ships with the course. For any other (another difficulty,
-    your own photographs) one is trained once, with a progress bar, and kept in the cache. A
+    The usual images have one that ships with the course. For any other (another difficulty, your
+    own photographs, texts) one is trained once, with a progress bar, and kept in the cache. A
     missing or damaged file is trained anew.
 
     Args:
-        data: what the teacher must know; the recipe follows its name.
+        data: what the teacher must know; the recipe follows its name, or for texts their kind.
         progress: show a bar while training.
     """
-    recipe = RECIPES.get(data.name, OTHERS)
+    recipe = TEXTS if len(data.shape) == 1 else RECIPES.get(data.name, OTHERS)
     shipped = shipped_folder()
     if shipped and _is_usual(data, recipe):
         path = shipped / f"{data.name}.safetensors"
@@ -123,7 +128,10 @@ def _slug(data: Data) -> str:
 
 
 def _build(data: Data, recipe: Recipe) -> nn.Module:
-    return build_for(recipe.model, data.shape, data.num_classes, seed=0, **recipe.model_options)
+    options = dict(recipe.model_options)
+    if data.tokenizer is not None:
+        options["vocabulary"] = data.tokenizer.vocabulary
+    return build_for(recipe.model, data.shape, data.num_classes, seed=0, **options)
 
 
 def _whole_card(path: Path) -> dict[str, Any] | None:

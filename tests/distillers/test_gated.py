@@ -246,7 +246,7 @@ def test_a_gated_method_wants_what_its_method_wants():
     assert gated.student_taps == gated.teacher_taps == ("stage2",)
     assert gated.complete and not gated.needs_only_logits and gated.needs_teacher
     assert Gated().needs_only_logits and not Gated(build("hints")).complete
-    assert Gated(build("sobolev")).needs_input_gradients
+    assert Gated(build("sobolev")).needs_input_gradients and Gated(Labels()).needs_teacher
 
 
 # gates with a clock, with dice, with memory
@@ -295,6 +295,9 @@ def test_controls_have_the_strength_of_the_run():
         rows = again.history.rows
         opened = sum(row["gate_open"] for row in rows) / 2
         assert opened == pytest.approx(mean, abs=0.02)
+    changing = controls(Gated(), [{"gate_open": 0.2}, {"gate_open": 0.8}, {"gate_open": 0.2}])
+    assert changing["random"].gate.mean == pytest.approx(0.4)
+    assert changing["constant"].gate.start == changing["constant"].gate.end == pytest.approx(0.4)
     with pytest.raises(ValueError, match=r"^history: no row with gate_open"):
         controls(Gated(), fit(student(), DATA, **SHORT).history.rows)
 
@@ -428,6 +431,9 @@ def test_the_channels_that_the_answer_reads_are_found():
         hints.prepare(student().eval(), teacher, DATA.train)
     (gate,) = hints.gates
     assert gate.tolist() == [0, 1, 0, 0, 1, 0]
+    with torch.no_grad():  # the budget is kept, so a channel is open at another's cost
+        scores = needed_channels(teacher, "stage2", 6, DATA.train.x, 2 / 6, 40)
+    assert float(scores.sigmoid().mean()) == pytest.approx(2 / 6, abs=0.12)
     assert all(p.grad is None for p in teacher.parameters())
     assert not teacher.stage2._forward_hooks
     with pytest.raises(ValueError, match=r"^layers: the teacher's 'stage2:input' names an input"):

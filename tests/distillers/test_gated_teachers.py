@@ -142,6 +142,23 @@ def test_the_learned_gate_follows_the_factor():
     assert float(asked(EvenTeachers())[bright, 0].mean()) == 0.5  # a gate that ignores its input
 
 
+def test_the_loss_does_not_train_who_weighs_it():
+    class Own(TeachersGate):
+        def __init__(self):
+            super().__init__()
+            self.scores = nn.Parameter(torch.zeros(3))
+
+        def forward(self, members, inputs, targets):
+            return self.scores.softmax(0).expand(len(members), -1)
+
+    gate, student = Own(), S.clone().requires_grad_()
+    terms(GatedTeachers(gate), student)["soft"].backward()
+    assert gate.scores.grad is None and student.grad.any()
+    gate.detached = False
+    terms(GatedTeachers(gate))["soft"].backward()
+    assert gate.scores.grad.any()
+
+
 def test_a_budget_over_teachers():
     gate = prepared(LearnedTeachers(budget=(0.8, 0.2), budget_weight=1000.0, steps=120))
     shares = asked(gate).mean(0)

@@ -8,7 +8,7 @@ from kdlab import models
 from kdlab.models import Taps, before_activation, build, build_for, paths
 from kdlab.models.activations import ACTIVATIONS, KINDS, swap_activations
 
-IMAGES = models.available((3, 16, 16))  # texts: test_text.py
+IMAGES = models.available((3, 16, 16))  # texts: test_text_models.py
 
 
 def images(size=16, batch=2):

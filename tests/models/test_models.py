@@ -28,7 +28,7 @@ PUBLISHED = {
     "vgg13": 9_462_180,
     "mobilenetv2": 812_836,
 }
-IMAGES = models.available((3, 32, 32))  # texts: test_text.py
+IMAGES = models.available((3, 32, 32))  # texts: test_text_models.py
 VISION = [name for name in IMAGES if name not in ("mlp", "vit")]  # vit: test_vit.py
 LIGHT = [name for name in VISION if name not in ("resnet110", "vgg13", "vgg16", "vgg19")]
 
