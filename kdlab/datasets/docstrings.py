@@ -106,6 +106,11 @@ def collect() -> Corpus:
     return corpus
 
 
+def fingerprint(corpus: Corpus) -> str:
+    """A hash of all that is in it: the same packages built elsewhere may say other things."""
+    return hashlib.sha256(json.dumps(asdict(corpus)).encode()).hexdigest()
+
+
 def masked(text: str) -> str:
     """The text with ``MASK`` for every name that gives a library away."""
     return " ".join(_NAMES.sub(f" {MASK} ", text).split())

@@ -62,6 +62,7 @@ def load(
             "how": "prose before the first section, without markup, names masked, no copies, "
             "split by module",
             "packages": docstrings.versions(),
+            "corpus": docstrings.fingerprint(corpus),
         },
     )
 

@@ -44,24 +44,25 @@ class Recipe:
     any_seed: bool = False
 
 
-RECIPES = {
-    "glyphs": Recipe("cnn_large", fit_options={"epochs": 20}, shift=2, any_seed=True),
-    "digits": Recipe("mlp", {"hidden": [256, 256]}, {"epochs": 40, "batch_size": 64, "lr": 0.05}),
-}
-OTHERS = Recipe("cnn_large", fit_options={"epochs": 12}, shift=2)
 TEXTS = Recipe(
     "transformer",
     {"width": 64, "depth": 4, "dropout": 0.2},
     {"epochs": 8, "batch_size": 64, "lr": 2e-3, "optimizer": "adamw", "weight_decay": 0.05},
 )
+RECIPES = {
+    "glyphs": Recipe("cnn_large", fit_options={"epochs": 20}, shift=2, any_seed=True),
+    "digits": Recipe("mlp", {"hidden": [256, 256]}, {"epochs": 40, "batch_size": 64, "lr": 0.05}),
+    "docstrings": TEXTS,
+}
+OTHERS = Recipe("cnn_large", fit_options={"epochs": 12}, shift=2)
 
 
 def load_teacher(data: Data, *, progress: bool = True) -> tuple[nn.Module, dict[str, Any]]:
     """Return the teacher for a data set, in eval mode, and its card.
 
-    The usual images have one that ships with the course. For any other (another difficulty, your
-    own photographs, texts) one is trained once, with a progress bar, and kept in the cache. A
-    missing or damaged file is trained anew.
+    The usual data sets have one that ships with the course. For any other (another difficulty, your
+    own photographs or texts, docstrings of other versions) one is trained once, with a progress
+    bar, and kept in the cache. A missing or damaged file is trained anew.
 
     Args:
         data: what the teacher must know; the recipe follows its name, or for texts their kind.
@@ -120,6 +121,7 @@ def _is_usual(data: Data, recipe: Recipe) -> bool:
     card = _whole_card((shipped_folder() or Path()) / f"{data.name}.safetensors")
     made_from = card["data"] if card else load_data(data.name).card
     same = made_from["options"] == data.card.get("options")
+    same = same and made_from.get("corpus") == data.card.get("corpus")
     return same and (recipe.any_seed or made_from["seed"] == data.card.get("seed"))
 
 
@@ -211,6 +213,7 @@ def _card(model: nn.Module, data: Data, recipe: Recipe, seconds: float) -> dict[
             "seed": data.card.get("seed"),
             "sizes": data.card.get("sizes"),
             "sha256": data.fingerprint,
+            "corpus": data.card.get("corpus"),
         },
         "scores": scores,
         "seconds": round(seconds, 1),

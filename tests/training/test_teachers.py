@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,9 +129,10 @@ def test_a_missing_file_is_trained_on_the_usual_data_whatever_was_asked(shop):
         lambda: load("digits", seed=1),
         lambda: load("digits", n_train=200),
         lambda: load("digits").with_labels(200),
+        lambda: replace(load("digits"), card=load("digits").card | {"corpus": "newer"}),
         make_data,
     ],
-    ids=["another seed", "other options", "few labels", "own arrays"],
+    ids=["another seed", "other options", "few labels", "other packages", "own arrays"],
 )
 def test_other_data_get_a_teacher_of_their_own_once(shop, make):
     before = weights(shop).read_bytes()
