@@ -197,10 +197,10 @@ def _lengths(rows: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _mean_over_tokens(rows: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
-    """The mean of ``rows`` ``[B, N]`` over each sample's tokens, reduced."""
+    """The mean of ``rows`` ``[B, N]``, 0 at padding, over each sample's tokens, reduced."""
     if mask is None:
         return reduce(rows.mean(1), None, reduction)
-    values = rows.where(mask, 0.0).sum(1) / _lengths(rows, mask).squeeze(1)
+    values = rows.sum(1) / _lengths(rows, mask).squeeze(1)
     return reduce(values, mask.any(1), reduction)
 
 
