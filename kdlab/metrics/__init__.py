@@ -1,5 +1,6 @@
 """What we measure: predictions, obedience to the teacher, inner layers, sureness of a mean."""
 
+from kdlab.metrics.cost import Cost, cost
 from kdlab.metrics.exits import (
     ExitCurve,
     choose_threshold,
@@ -22,6 +23,7 @@ from kdlab.metrics.quality import (
 from kdlab.metrics.similarity import cka, cka_matrix, probe_accuracy
 
 __all__ = [
+    "Cost",
     "ExitCurve",
     "GateReport",
     "Interval",
@@ -31,6 +33,7 @@ __all__ = [
     "choose_threshold",
     "cka",
     "cka_matrix",
+    "cost",
     "evaluate",
     "exit_accuracies",
     "exit_curve",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab.models.attention import mean_of_tokens
+from kdlab.models.modes import counting_flops, device_of, evaluating
 from kdlab.models.staged import initialise
 from kdlab.models.taps import Taps, check_path, paths
 
@@ -122,8 +122,8 @@ def exit_heads(
     """
     if not layers:
         raise ValueError('layers: none came, expected at least one, such as "stage1"')
-    device = _device_of(model)
-    with _evaluating(model), torch.no_grad(), Taps(model, layers) as taps:
+    device = device_of(model)
+    with evaluating(model), torch.no_grad(), Taps(model, layers) as taps:
         classes = model(example.to(device)).shape[-1]
         found = {path: taps[path].shape for path in layers}
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -135,22 +135,6 @@ def exit_heads(
         except ValueError as error:
             raise ValueError(f"layers: {path!r}: {error}") from None
     return heads.to(device)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; then each layer is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 class EarlyExits(nn.Module):
@@ -227,7 +211,7 @@ class EarlyExits(nn.Module):
             inputs: `[B, ...]`, of which the first sample is used.
         """
         counted: list[int] = []
-        with FlopCounterMode(display=False) as counter:
+        with counting_flops() as counter:
 
             def count(answer: Tensor) -> bool:
                 counted.append(counter.get_total_flops())
@@ -279,4 +263,4 @@ def with_exits(model: nn.Module, heads: Mapping[str, nn.Module]) -> EarlyExits:
         check_path(model, path, inputs=False)
     layers = [layer.path for layer in paths(model) if layer.path in heads]
     exits = EarlyExits(model, layers, nn.ModuleList(heads[path] for path in layers))
-    return exits.to(_device_of(model)).eval()
+    return exits.to(device_of(model)).eval()
