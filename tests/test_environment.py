@@ -28,9 +28,10 @@ def disagreements(root: Path) -> list[str]:
     environment = yaml.safe_load((root / "environment.yml").read_text())
     makefile = (root / "Makefile").read_text()
     extras = project["optional-dependencies"]
-    direct = [*project["dependencies"], *(need for needs in extras.values() for need in needs)]
+    named = [*project["dependencies"], *(need for needs in extras.values() for need in needs)]
+    direct = [need for need in map(Requirement, named) if need.name != project["name"]]
     return [
-        *unpinned(map(Requirement, direct), pins),
+        *unpinned(direct, pins),
         *loose(pins),
         *torch_pin(pins, makefile),
         *conda(environment, SpecifierSet(project["requires-python"]), set(extras)),

@@ -136,7 +136,7 @@ def cost(
     if joules is None and watts is not None:
         joules, source = watts * median, f"estimate: {watts:g} W while it computes"
     return Cost(
-        parameters=_parameters(module) if module else _number(model, "parameters"),
+        parameters=count_parameters(module) if module else _number(model, "parameters"),
         bytes=Path(file).stat().st_size if file else _stored_bytes(module) if module else None,
         flops=flops,
         latency_ms=1e3 * median,
@@ -197,12 +197,6 @@ def _flops(model: nn.Module, example: Tensor) -> int:
     with counting_flops() as counter:
         model(example[:1])
     return counter.get_total_flops()
-
-
-def _parameters(model: nn.Module) -> int:
-    # PyTorch keeps the integer weights of a quantized model as buffers
-    whole = (b.numel() for b in model.buffers() if b.dtype in (torch.int8, torch.uint8))
-    return count_parameters(model) + sum(whole)
 
 
 def _stored_bytes(model: nn.Module) -> int:

@@ -164,8 +164,12 @@ def build_for(
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, trainable or not; a shared one counts once. Buffers do not count."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Number of parameters, trainable or not; a shared one counts once.
+
+    Buffers do not count, but for whole numbers of 8 bits: the weights of a quantized model.
+    """
+    whole = (b for b in model.buffers() if b.dtype in (torch.int8, torch.uint8))
+    return sum(tensor.numel() for tensor in (*model.parameters(), *whole))
 
 
 def _entry(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:

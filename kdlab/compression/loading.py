@@ -1,0 +1,197 @@
+"""Read an exported file: check that it is whole and ours, then answer; nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+from kdlab.compression.export import FACTS, OPEN, SEAL, Preprocessed
+from kdlab.compression.extras import need
+from kdlab.compression.shapes import fit_weights
+from kdlab.words import check_known
+
+SEALED = re.compile(SEAL.encode() + b"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """An exported model as `load` gives it back: called with inputs, it gives logits `[B, C]`.
+
+    Attributes:
+        path: of the file.
+        classes: their names, C of them.
+        shape: of one sample: (c, h, w) of images with values in [0, 1], (L,) of token numbers.
+        parameters: how many numbers were learned.
+        threads: with which it computes.
+        card: whatever facts were written with it.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    parameters: int
+    threads: int
+    card: dict[str, Any]
+    answer: Callable[[Tensor], Tensor] = field(repr=False)
+
+    def __call__(self, inputs: Tensor | NDArray) -> Tensor:
+        """Logits `[B, C]` float32 of inputs `[B, ...]`.
+
+        Raises:
+            ValueError: inputs of another shape.
+        """
+        given = torch.as_tensor(inputs)
+        if given.dim() == 0 or tuple(given.shape[1:]) != self.shape or len(given) == 0:
+            sides = ", ".join(map(str, self.shape))
+            raise ValueError(f"inputs: shape {list(given.shape)}, expected [B, {sides}] with B ≥ 1")
+        kind = torch.int64 if len(self.shape) == 1 else torch.float32
+        with torch.no_grad():
+            return self.answer(given.to(kind))
+
+    def predict(self, inputs: Tensor | NDArray) -> list[str]:
+        """The name of the likeliest class of each sample."""
+        return [self.classes[number] for number in self(inputs).argmax(1).tolist()]
+
+
+def load(
+    path: str | os.PathLike[str], *, model: nn.Module | None = None, threads: int | None = None
+) -> Deployed:
+    """Read a file that `export` wrote.
+
+    Args:
+        path: ends in .onnx, .pt2 or .safetensors.
+        model: for .safetensors, and only there: a model of the same kind, such as
+            ``build("resnet20", 10)``; its weights are replaced. One that was built wider than the
+            file's, as a pruned model was before, is cut to the file's shapes.
+        threads: for .onnx; None takes as many as PyTorch has.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a damaged or foreign file, another ending, weights that do not fit the model.
+        ImportError: for .onnx, the package onnxruntime is missing.
+
+    A digest finds damage, not malice: it says that a file is as it was written, not who wrote it.
+    """
+    path = Path(path)
+    check_known("ending", path.suffix, READERS, f" of the path {path.name!r}")
+    if (model is None) == (path.suffix == ".safetensors"):
+        wanted = "none" if model is not None else 'one, such as build("resnet20", 10)'
+        raise ValueError(
+            f"model: {'one came' if model is not None else 'none came'}, expected {wanted}: "
+            "only a .safetensors file, which has weights alone, needs it"
+        )
+    content = path.read_bytes()
+    own = torch.get_num_threads()
+    count = (threads or own) if path.suffix == ".onnx" else own
+    facts, answer = READERS[path.suffix](path, content, count, model)
+    return Deployed(
+        path,
+        tuple(facts["classes"]),
+        tuple(facts["shape"]),
+        facts["parameters"],
+        count,
+        facts["card"],
+        answer,
+    )
+
+
+Found = tuple[dict[str, Any], Callable[[Tensor], Tensor]]
+
+
+def _refuse(path: Path, why: str) -> NoReturn:
+    raise ValueError(
+        f"path: {path.name} {why}. Nothing was loaded; write it anew with kdlab.compression.export"
+    )
+
+
+def _check_seal(path: Path, content: bytes) -> None:
+    found = SEALED.findall(content)
+    if len(found) != 1:
+        _refuse(path, "is damaged, or was not written by kdlab: it has no digest of itself")
+    digest = hashlib.sha256(content.replace(found[0], (SEAL + OPEN).encode())).hexdigest()
+    if found[0].decode() != SEAL + digest:
+        _refuse(path, "is damaged: it is not what its digest was made from")
+
+
+def _onnx(path: Path, content: bytes, threads: int, model: nn.Module | None) -> Found:
+    _check_seal(path, content)
+    runtime = need("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    facts = json.loads(session.get_modelmeta().custom_metadata_map[FACTS])
+
+    def answer(inputs: Tensor) -> Tensor:
+        (logits,) = session.run(None, {"inputs": np.ascontiguousarray(inputs.cpu().numpy())})
+        return torch.from_numpy(logits)
+
+    return facts, answer
+
+
+def _pt2(path: Path, content: bytes, threads: int, model: nn.Module | None) -> Found:
+    facts = _check_archive(path, content)
+    program = torch.export.load(io.BytesIO(content))
+    return facts, program.module()
+
+
+def _check_archive(path: Path, content: bytes) -> dict[str, Any]:
+    """Refuse a damaged archive, and one of which PyTorch would unpickle anything."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if broken := archive.testzip():
+                _refuse(path, f"is damaged in {broken}")
+            facts = {}
+            for number, entry in enumerate(archive.infolist()):
+                if number == 0 and entry.header_offset:
+                    _refuse(path, "is damaged: something stands before its beginning")
+                parts = entry.filename.split("/")
+                if parts[-2:] == ["extra", FACTS]:
+                    facts = json.loads(archive.read(entry))
+                if entry.filename.endswith(".pt") and entry.file_size:
+                    _refuse(path, f"holds pickled objects in {entry.filename}")
+                if entry.filename.endswith("_config.json"):
+                    for name, item in json.loads(archive.read(entry))["config"].items():
+                        plain = item["path_name"].startswith(("weight_", "tensor_"))
+                        if item["use_pickle"] or not plain:
+                            _refuse(path, f"holds {name} as a pickled object")
+    except (zipfile.BadZipFile, KeyError, AttributeError, json.JSONDecodeError):
+        _refuse(path, "is damaged, or no program that kdlab exported")
+    if not facts:
+        _refuse(path, "was not written by kdlab")
+    return facts
+
+
+def _safetensors(path: Path, content: bytes, threads: int, model: nn.Module | None) -> Found:
+    assert model is not None
+    _check_seal(path, content)
+    try:
+        tensors = load_tensors(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (SafetensorError, json.JSONDecodeError):
+        _refuse(path, "is no safetensors file")
+    facts = json.loads(header["__metadata__"][FACTS])
+    fit_weights(model, tensors)
+    whole = Preprocessed(model, tuple(facts["mean"]), tuple(facts["std"])).eval()
+    return facts, whole
+
+
+READERS: dict[str, Callable[[Path, bytes, int, nn.Module | None], Found]] = {
+    ".onnx": _onnx,
+    ".pt2": _pt2,
+    ".safetensors": _safetensors,
+}
