@@ -230,4 +230,4 @@ def _divergence(teacher: np.ndarray | None, student: np.ndarray | None) -> float
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:z.2f}"
+    return "–" if value is None else f"{value:z.3f}"

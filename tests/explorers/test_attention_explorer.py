@@ -169,8 +169,8 @@ def test_the_readout_says_what_is_shown(explorer):
     here, mean = result.divergences, result.mean_divergences
     assert repr(explorer) == (
         "<AttentionExplorer sentence 1, 4 tokens | queries | layer 1 of 2, head 5 | KL from the "
-        f"teacher: before {here['before']:.2f} (all texts and heads {mean['before']:.2f}), "
-        f"after {here['after']:.2f} (all texts and heads {mean['after']:.2f})>"
+        f"teacher: before {here['before']:.3f} (all texts and heads {mean['before']:.3f}), "
+        f"after {here['after']:.3f} (all texts and heads {mean['after']:.3f})>"
     )
     assert "Find it." in explorer.children[0].value
 

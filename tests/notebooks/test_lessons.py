@@ -33,6 +33,14 @@ VARIANTS = {
         {"dataset": "digits", "images": "200", "seed": "1"},
         {"images": "128", "sigma": "0.3", "seed": "3"},
     ),
+    "04_attention_and_depth": (
+        {"texts": "300", "relation_heads": "4", "seed": "1"},
+        {"texts": "500", "relation_heads": "16", "seed": "3"},
+    ),
+    "05_gated_distillation": (
+        {"images": "1000", "labels": "120", "seed": "1"},
+        {"sizes": "[0.4, 0.7, 0.9, 1.4]", "difficulty": "0.8", "seed": "3"},
+    ),
 }
 
 lessons = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
