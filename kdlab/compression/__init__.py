@@ -9,14 +9,26 @@ from kdlab.compression.pruning import (
     recover,
     sparsity,
 )
+from kdlab.compression.quantization import (
+    Quantized,
+    quantize,
+    quantize_aware,
+    quantize_file,
+    round_weights,
+)
 
 __all__ = [
     "Deployed",
+    "Quantized",
     "export",
     "load",
     "prune_channels",
     "prune_gradually",
     "prune_weights",
+    "quantize",
+    "quantize_aware",
+    "quantize_file",
     "recover",
+    "round_weights",
     "sparsity",
 ]

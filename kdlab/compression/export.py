@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from kdlab import __version__
-from kdlab.compression.extras import need
+from kdlab.compression.extras import need, quiet
 from kdlab.datasets import Data
 from kdlab.files import atomic_write
 from kdlab.models import count_parameters
@@ -29,6 +27,7 @@ from kdlab.words import check_known
 FACTS = "kdlab"  # the name under which a file keeps what is known of its model
 SEAL = "kdlab sha256 "  # stands before the digest of a file, inside that file
 OPEN = "0" * 64  # in the digest's place while it is computed
+SEALED = re.compile(SEAL.encode() + b"[0-9a-f]{64}")
 MOST = 2**16  # samples in one batch
 
 
@@ -121,6 +120,11 @@ def seal(content: bytes) -> bytes:
     return content.replace((SEAL + OPEN).encode(), (SEAL + digest).encode(), 1)
 
 
+def unsealed(content: bytes) -> bytes:
+    """A file with zeros in the place of its digest."""
+    return SEALED.sub((SEAL + OPEN).encode(), content)
+
+
 def _facts(model: nn.Module, data: Data, card: Mapping[str, Any] | None) -> str:
     facts = {
         "made_by": f"kdlab {__version__}, torch {torch.__version__}",
@@ -153,7 +157,7 @@ def _program(whole: nn.Module, inputs: Tensor) -> ExportedProgram:
 def _onnx(whole: Preprocessed, inputs: Tensor, facts: str) -> bytes:
     for package in ("onnx", "onnxscript"):
         need(package)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             _program(whole, inputs),
             (),
@@ -165,13 +169,15 @@ def _onnx(whole: Preprocessed, inputs: Tensor, facts: str) -> bytes:
         )
     assert program is not None
     proto = program.model_proto
+    for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
+        part.ClearField("metadata_props")  # lines of code and where they lie on this machine
     for key, value in ((FACTS, facts), ("digest", SEAL + OPEN)):
         proto.metadata_props.add(key=key, value=value)
     return seal(proto.SerializeToString())
 
 
 def _pt2(whole: Preprocessed, inputs: Tensor, facts: str) -> bytes:
-    with _quiet():
+    with quiet():
         program = _program(whole, inputs)
         program.example_inputs = None  # would be pickled, as the only thing in the file
         buffer = io.BytesIO()
@@ -190,19 +196,3 @@ WRITERS: dict[str, Callable[[Preprocessed, Tensor, str], bytes]] = {
     ".pt2": _pt2,
     ".safetensors": _safetensors,
 }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters warn of what concerns their own authors."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,12 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from kdlab.compression.export import FACTS, OPEN, SEAL, Preprocessed
+from kdlab.compression.export import FACTS, SEAL, SEALED, Preprocessed, unsealed
 from kdlab.compression.extras import need
 from kdlab.compression.shapes import fit_weights
 from kdlab.words import check_known
-
-SEALED = re.compile(SEAL.encode() + b"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,7 @@ def _check_seal(path: Path, content: bytes) -> None:
     found = SEALED.findall(content)
     if len(found) != 1:
         _refuse(path, "is damaged, or was not written by kdlab: it has no digest of itself")
-    digest = hashlib.sha256(content.replace(found[0], (SEAL + OPEN).encode())).hexdigest()
+    digest = hashlib.sha256(unsealed(content)).hexdigest()
     if found[0].decode() != SEAL + digest:
         _refuse(path, "is damaged: it is not what its digest was made from")
 
