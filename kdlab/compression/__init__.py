@@ -1,6 +1,7 @@
 """Making the student smaller still, and shipping it."""
 
 from kdlab.compression.export import export
+from kdlab.compression.factorization import factorize
 from kdlab.compression.loading import Deployed, load
 from kdlab.compression.pruning import (
     prune_channels,
@@ -21,6 +22,7 @@ __all__ = [
     "Deployed",
     "Quantized",
     "export",
+    "factorize",
     "load",
     "prune_channels",
     "prune_gradually",
