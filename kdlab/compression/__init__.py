@@ -3,6 +3,7 @@
 from kdlab.compression.export import export
 from kdlab.compression.factorization import factorize
 from kdlab.compression.loading import Deployed, load
+from kdlab.compression.nested import Nested, Sandwich, compare_widths, pick
 from kdlab.compression.pruning import (
     prune_channels,
     prune_gradually,
@@ -20,10 +21,14 @@ from kdlab.compression.quantization import (
 
 __all__ = [
     "Deployed",
+    "Nested",
     "Quantized",
+    "Sandwich",
+    "compare_widths",
     "export",
     "factorize",
     "load",
+    "pick",
     "prune_channels",
     "prune_gradually",
     "prune_weights",

@@ -1,10 +1,12 @@
 """Pruning against NumPy, against a second way to follow channels, and through files."""
 
 import copy
+import inspect
 
 import numpy as np
 import pytest
 import torch
+import torch_pruning
 from small import make_data, make_model
 from torch import nn
 
@@ -139,6 +141,8 @@ def test_attention_keeps_the_same_channels_of_query_and_key_in_each_head():
     kept = pruned.query.bias.tolist()
     assert kept == pruned.key.bias.tolist() and len(kept) == 12
     assert [sum(4 * h <= c < 4 * h + 4 for c in kept) for h in range(4)] == [3, 3, 3, 3]
+    pruner = inspect.signature(torch_pruning.pruner.BasePruner.__init__)
+    assert pruner.parameters["out_channel_groups"].default == {}  # nothing is left behind
 
 
 def test_each_layer_keeps_a_channel():
