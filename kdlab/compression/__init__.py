@@ -4,6 +4,7 @@ from kdlab.compression.export import export
 from kdlab.compression.factorization import factorize
 from kdlab.compression.loading import Deployed, load
 from kdlab.compression.nested import Nested, Sandwich, compare_widths, pick
+from kdlab.compression.pipeline import compress
 from kdlab.compression.pruning import (
     prune_channels,
     prune_gradually,
@@ -25,6 +26,7 @@ __all__ = [
     "Quantized",
     "Sandwich",
     "compare_widths",
+    "compress",
     "export",
     "factorize",
     "load",

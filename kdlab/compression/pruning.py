@@ -116,7 +116,8 @@ def prune_channels(
             pruning_ratio=share,
             ignored_layers=[_last_layer(pruned, example)],
             num_heads=heads,
-            out_channel_groups={},  # else all calls share one, which keeps every model alive
+            in_channel_groups={},  # else all calls share these two, which keep every model alive
+            out_channel_groups={},
         ).step()
     return pruned
 
