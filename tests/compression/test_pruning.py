@@ -155,6 +155,18 @@ def test_no_model_is_kept_alive():
     assert defaults["in_channel_groups"].default == defaults["out_channel_groups"].default == {}
 
 
+@pytest.mark.parametrize("name", ["cnn_small", "resnet8"])
+def test_channels_in_multiples(name):
+    model = make_model(name, DATA)
+    pruned = prune_channels(model, X, 0.4, multiple_of=8)
+    pairs = zip(model.modules(), pruned.modules(), strict=True)
+    widths = [(a.out_channels, b.out_channels) for a, b in pairs if isinstance(a, nn.Conv2d)]
+    assert all(new % 8 == 0 and new <= old for old, new in widths)
+    assert any(new < old for old, new in widths)
+    too_few = prune_channels(model, X, 0.9, multiple_of=8)
+    assert [p.shape for p in too_few.parameters()] == [p.shape for p in model.parameters()]
+
+
 def test_each_layer_keeps_a_channel():
     pruned = prune_channels(make_model("cnn_tiny", DATA), X, 0.99)
     assert all(0 not in p.shape for p in pruned.parameters())
@@ -242,6 +254,8 @@ def test_what_cannot_be_pruned_is_said():
             prune_gradually(model, share, 2, prune_weights, print)
     with pytest.raises(ValueError, match="steps: 0 came"):
         prune_gradually(model, 0.5, 0, prune_weights, print)
+    with pytest.raises(ValueError, match="multiple_of: 0 came"):
+        prune_channels(model, X, 0.5, multiple_of=0)
     with pytest.raises(ValueError, match="unknown importance 'l3'"):
         prune_channels(model, X, 0.5, importance="l3")
     with pytest.raises(ValueError, match=r"example: dtype torch\.int64, expected images"):
