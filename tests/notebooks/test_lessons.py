@@ -38,7 +38,7 @@ VARIANTS = {
         {"texts": "500", "relation_heads": "16", "seed": "3"},
     ),
     "05_gated_distillation": (
-        {"images": "1000", "labels": "120", "seed": "1"},
+        {"images": "1500", "labels": "120", "seed": "1"},
         {"sizes": "[0.4, 0.7, 0.9, 1.4]", "difficulty": "0.8", "seed": "3"},
     ),
 }
