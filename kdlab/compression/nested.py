@@ -122,8 +122,7 @@ class Nested(nn.Module):
                 norm.train()
             for width in self.widths:
                 for name in self._statistics:
-                    own = self._stored(name, width)
-                    own.fill_(1) if name.endswith("running_var") else own.zero_()
+                    self._stored(name, width).zero_()  # the number of batches too
                 for chunk in images.split(batch_size):
                     self.at(width, chunk)
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -91,6 +91,8 @@ def test_depthwise_groups_are_put_back():
 def test_recalibrated_statistics_are_means_over_the_images():
     nested = nest("cnn_tiny").train()
     images = DATA.train.x[:64]
+    for width in nested.widths:  # statistics that training has left
+        nested.at(width, 5 * X)
     nested.recalibrate(images, batch_size=32)
     assert nested.training and nested.model.stem[1].momentum == 0.1
     for width, n in ((0.25, 2), (1.0, 8)):
