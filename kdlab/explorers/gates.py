@@ -216,7 +216,7 @@ class GatesExplorer(Explorer):
         glyph = f"{self.data.classes[result.label]} of size {result.size:.2f}"
         return (
             f"{result.gate} | {glyph}, noise {result.noise:.2f} | {verb} {names[best]}, "
-            f"{round(10 * weight) * 10}% | right: {', '.join(right) or 'nobody'}"
+            f"about {round(10 * weight) * 10}% | right: {', '.join(right) or 'nobody'}"
         )
 
     def _glyph(self, state: dict[str, Any], size: float) -> Tensor:

@@ -140,7 +140,7 @@ def test_the_words_name_who_is_trusted_and_who_is_right(shown):
     shown.set(gate="deaf", glyph="B", size=0.8, noise=0.1)
     told = repr(shown)
     assert told == (
-        "<GatesExplorer deaf | B of size 0.80, noise 0.10 | trusts second, 80% | "
+        "<GatesExplorer deaf | B of size 0.80, noise 0.10 | trusts second, about 80% | "
         "right: second, together>"
     )
     shown.set(glyph="E")
