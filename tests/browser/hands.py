@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "build" / "screenshots"
 PICTURES = ROOT / "docs" / "pictures"
 LIGHT, DARK = "JupyterLab Light", "JupyterLab Dark"
+IDLE = "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'"
 THEME = "name => { window.jupyterapp.commands.execute('apputils:change-theme', {theme: name}); }"
 
 
@@ -33,6 +34,18 @@ class Explorer:
                 return now
             self.page.wait_for_timeout(100)
         raise AssertionError(f"picture or read-out did not change: {before} became {now}")
+
+    def settle(self) -> tuple[str, str]:
+        """Wait until the kernel rests and nothing has changed for two seconds."""
+        calm, last = 0, self.seen()
+        for _ in range(600):
+            self.page.wait_for_timeout(100)
+            now = self.seen()
+            calm = calm + 1 if now == last and self.page.evaluate(IDLE) else 0
+            last = now
+            if calm == 20:
+                return now
+        raise AssertionError(f"no rest after a minute: {last}")
 
     def drag_to(self, share: float) -> None:
         """Drag the handle by mouse to a share of the track's length."""

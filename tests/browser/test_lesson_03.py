@@ -25,6 +25,7 @@ def test_more_samples_by_mouse_help_the_student_of_values(page):
     assert samples.is_drawn() and len(before) == 4
     samples.drag_to(0.8)
     samples.wait_for_change(first)
+    samples.settle()
     after = errors(samples)
     assert samples.position() > 10
     assert after[0] < before[0] and after[1] < before[1]
@@ -36,17 +37,16 @@ def test_the_weight_by_keyboard_moves_the_other_student_alone(page):
     before = samples.seen()
     samples.drag_to(0.22)
     samples.wait_for_change(before)
-    page.wait_for_timeout(1500)  # let the last frame arrive
-    before, numbers = weight.seen(), errors(weight)
+    before, numbers = weight.settle(), errors(weight)
     weight.handle.focus()
     for _ in range(3):
         page.keyboard.press("ArrowLeft")
     weight.wait_for_change(before)
-    page.wait_for_timeout(3000)
+    weight.settle()
     now = errors(weight)
     assert now[:2] == numbers[:2] and now[2:] != numbers[2:]
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(3000)
+    weight.settle()
     assert errors(weight) == numbers and weight.message() == ""
     keep_pictures(weight, "slopes")

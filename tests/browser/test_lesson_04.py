@@ -20,8 +20,7 @@ def test_another_sentence_by_mouse_and_another_head_by_keyboard(page):
     assert sentence.is_drawn() and "no such head" not in first[1]
     sentence.drag_to(0.6)
     sentence.wait_for_change(first)
-    page.wait_for_timeout(1500)  # let the last frame arrive
-    dragged = sentence.seen()
+    dragged = sentence.settle()
     number = int(re.search(r"sentence (\d)", dragged[1])[1])
     assert 3 <= number <= 5 and sentence.position() == number
     head = Explorer(page, control="head")

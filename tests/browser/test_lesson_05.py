@@ -25,7 +25,7 @@ def test_the_size_by_mouse_changes_whom_the_gate_trusts(page):
     assert glyph.is_drawn() and before == "large glyphs"
     glyph.drag_to(0.02)
     glyph.wait_for_change(first)
-    page.wait_for_timeout(1500)  # let the last frame arrive
+    glyph.settle()
     assert trusted(glyph) == "small glyphs"
     assert glyph.is_drawn() and glyph.message() == ""
 
@@ -36,11 +36,12 @@ def test_noise_by_keyboard_and_another_glyph(page):
     glyph.handle.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    after = glyph.wait_for_change(before)
+    glyph.wait_for_change(before)
+    after = glyph.settle()
     assert glyph.position() > 0
     glyph.box.locator(".kd-glyph select").first.select_option("8")
-    page.wait_for_timeout(1500)
-    assert "8 of size" in glyph.wait_for_change(after)[1] and glyph.message() == ""
+    glyph.wait_for_change(after)
+    assert "8 of size" in glyph.settle()[1] and glyph.message() == ""
     keep_pictures(glyph, "gates")
 
 
@@ -52,5 +53,5 @@ def test_the_collapsed_gate_does_not_move(page):
     winner = trusted(glyph)
     glyph.drag_to(0.9)
     glyph.wait_for_change(collapsed)
-    page.wait_for_timeout(1500)
+    glyph.settle()
     assert trusted(glyph) == winner
