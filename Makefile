@@ -22,14 +22,12 @@ setup: $(READY)          ## the environment alone
 lab: $(READY)            ## open the course
 	$(BIN)/jupyter lab $(ROOT) notebooks/00_start_here.ipynb
 
-# one thread for each of as many processes as there are cores: small networks gain nothing from two
+# passive: threads that spin while they wait starve the browser and the kernel beside them
 test: $(READY)           ## everything that is proved
 	$(BIN)/ruff check kdlab tests notebooks tools benchmarks
 	$(BIN)/ruff format --check kdlab tests tools benchmarks
 	$(BIN)/mypy kdlab
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
-	  -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder \
-	  --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
 	  --nbval-sanitize-with tests/notebooks/sanitize.cfg tests notebooks
 
 course: $(READY)         ## run every lesson, write HTML pages to build/course
