@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from reference_results import main
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab import datasets, training
 from kdlab.datasets import Data
@@ -21,6 +20,7 @@ from kdlab.distillers import AttentionLinks, Distiller, Labels, SoftTargets
 from kdlab.metrics import accuracy
 from kdlab.metrics.exits import exit_accuracies
 from kdlab.models import with_exits
+from kdlab.models.modes import counting_flops
 from kdlab.training.depth_methods import (
     BUDGET,
     DEEP_STUDENT,
@@ -33,6 +33,7 @@ from kdlab.training.depth_methods import (
     attention_setting,
     tuned_attention,
 )
+from kdlab.training.reference import best_learning_rates
 from kdlab.training.study import Student, build_student
 from kdlab.training.teachers import load_teacher
 
@@ -46,8 +47,6 @@ PLACES: dict[str, tuple[Student, tuple[str, ...], dict[str, Any]]] = {
         {"epochs": 20, "batch_size": 32, "device": "cpu"},
     ),
 }
-# Learning rates of methods without and with a teacher; those of glyphs are the best of lesson 01.
-RATES_OF = {"docstrings": (0.003, 0.003), "glyphs": (0.4, 0.2)}
 
 
 def texts(
@@ -102,13 +101,22 @@ def attention_methods(dataset: str = "docstrings") -> tuple[pd.DataFrame, dict[s
     return runs[["method", "seed", "accuracy", "agreement", "val_accuracy"]], card
 
 
+def best_rates(dataset: str) -> tuple[float, float]:
+    """The learning rates that were best on validation data for labels and for soft targets."""
+    if dataset == "glyphs":
+        rates = best_learning_rates()
+        return rates["labels"], rates["soft_targets"]
+    tuned = tuned_attention()
+    return tuned["labels"].options["lr"], tuned["soft targets"].options["lr"]
+
+
 def exits() -> tuple[pd.DataFrame, dict[str, Any]]:
     """Each exit's accuracy and cost, for texts and for images, five seeds."""
-    rows, teachers = [], {}
+    rows, teachers, rates = [], {}, {}
     for name, (student, layers, budget) in PLACES.items():
         data = datasets.load(name)
         teacher, card = load_teacher(data)
-        teachers[name] = card["sha256"]
+        teachers[name], rates[name] = card["sha256"], best_rates(name)
         few = data.subset(SAMPLES)
         methods = {"labels": Labels(), "soft targets": SoftTargets()}
         methods |= {method: make(layers) for method, make in EXITS.items()}
@@ -116,13 +124,13 @@ def exits() -> tuple[pd.DataFrame, dict[str, Any]]:
             methods["learned links"] = SoftTargets() + AttentionLinks()
         for (method, distiller), seed in product(methods.items(), range(5)):
             model, asked = build_student(student, few, seed), distiller.needs_teacher
-            options = budget | {"lr": RATES_OF[name][asked], "validate": False}
+            options = budget | {"lr": rates[name][asked], "validate": False}
             shown = teacher if asked else None
             training.fit(model, few, distiller, teacher=shown, seed=seed, **options)
             place = {"data": name, "method": method, "seed": seed}
             measured = enumerate(measure(model, distiller, few), start=1)
             rows += [place | {"exit": n, "cost": c, "accuracy": a} for n, (c, a) in measured]
-    card = {"places": PLACES, "rates": RATES_OF, "samples": SAMPLES, "teachers": teachers}
+    card = {"places": PLACES, "rates": rates, "samples": SAMPLES, "teachers": teachers}
     return pd.DataFrame(rows), card
 
 
@@ -135,7 +143,7 @@ def measure(model: nn.Module, distiller: Distiller, data: Data) -> list[tuple[in
         return list(
             zip(model.costs(data.test.x), exit_accuracies(logits, data.test.y), strict=True)
         )
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with counting_flops() as counter, torch.no_grad():
         model(data.test.x[:1])
     right = accuracy(training.predict(model, data.test.x), data.test.y)
     return [(counter.get_total_flops(), right)]

@@ -70,7 +70,7 @@ def export(
     """Write a model to a file, together with preprocessing, class names and a card.
 
     The ending of the path says how. All three take any batch size, are whole or absent, and
-    ``kdlab.compression.load`` reads them without ever unpickling anything. Shown in lesson 06.
+    ``kdlab.compression.load`` reads them without ever unpickling anything.
 
     - ``.onnx``: runs in onnxruntime, in a browser or on a telephone, without PyTorch. Its logits
       are the model's within 1e-4 of the largest one.

@@ -35,9 +35,9 @@ def factorize(model: nn.Module, energy: float = 0.9) -> nn.Module:
         ValueError: an energy out of range.
 
     Sources: Denton, Zaremba, Bruna, LeCun, Fergus, Exploiting linear structure within
-    convolutional networks for efficient evaluation, 2014, arXiv 1404.0736; the split of a
+    convolutional networks for efficient evaluation, 2014, arXiv:1404.0736; the split of a
     convolution: Zhang, Zou, He, Sun, Accelerating very deep convolutional networks for
-    classification and detection, 2015, arXiv 1505.06798. Lesson 06 shows it.
+    classification and detection, 2015, arXiv:1505.06798.
     """
     if not isinstance(energy, numbers.Real) or math.isnan(energy) or not 0 < energy <= 1:
         raise ValueError(f"energy: {energy!r} came, expected a number above 0 up to 1")

@@ -50,9 +50,9 @@ class Nested(nn.Module):
         ValueError: widths out of range, fewer than two, or without 1; a model of which nothing can
             be left out.
 
-    Sources: Yu, Yang, Xu, Yang, Huang, Slimmable neural networks, 2018, arXiv 1812.08928; Yu,
-    Huang, Universally slimmable networks and improved training techniques, 2019, arXiv
-    1903.05134. Lesson 07 shows it.
+    Sources: Yu, Yang, Xu, Yang, Huang, Slimmable neural networks, 2018, arXiv:1812.08928; Yu,
+    Huang, Universally slimmable networks and improved training techniques, 2019,
+    arXiv:1903.05134.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, widths: Sequence[float] = WIDTHS) -> None:
@@ -184,7 +184,7 @@ class Sandwich(Wrapper):
         ValueError: a negative number, or (in training) a student that is not ``Nested``.
 
     Source: Yu, Huang, Universally slimmable networks and improved training techniques, 2019,
-    arXiv 1903.05134. Lesson 07 shows it.
+    arXiv:1903.05134.
     """
 
     def __init__(self, widest: Distiller | None = None, between: int = 1) -> None:

@@ -68,8 +68,6 @@ def compress(
     Raises:
         ValueError: no step, another ending, or what a step raises, with the step's name added.
         ImportError: the packages of the extra ``compression`` are missing.
-
-    Shown in lesson 06.
     """
     path = Path(path)
     if not steps or path.suffix != ".onnx":

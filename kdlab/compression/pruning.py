@@ -45,7 +45,7 @@ def prune_weights(model: nn.Module, share: float) -> nn.Module:
         ValueError: a share out of range, or a model without such weights.
 
     Source: Han, Pool, Tran, Dally, Learning both weights and connections for efficient neural
-    networks, 2015, arXiv 1506.02626. Lesson 06 shows it.
+    networks, 2015, arXiv:1506.02626.
     """
     share = _check_share(share)
     pruned = copy.deepcopy(model)
@@ -96,11 +96,10 @@ def prune_channels(
             example.
         ImportError: the package torch-pruning is missing.
 
-    Sources: Fang, Ma, Song, Mi, Wang, DepGraph: towards any structural pruning, 2023, arXiv
-    2301.12900. L1 norm: Li, Kadav, Durdanovic, Samet, Graf, Pruning filters for efficient
-    ConvNets, 2016, arXiv 1608.08710. Batch norm's scale: Liu, Li, Shen, Huang, Yan, Zhang,
-    Learning efficient convolutional networks through network slimming, 2017, arXiv 1708.06519.
-    Lesson 06 compares them.
+    Sources: Fang, Ma, Song, Mi, Wang, DepGraph: towards any structural pruning, 2023,
+    arXiv:2301.12900. L1 norm: Li, Kadav, Durdanovic, Samet, Graf, Pruning filters for efficient
+    ConvNets, 2016, arXiv:1608.08710. Batch norm's scale: Liu, Li, Shen, Huang, Yan, Zhang,
+    Learning efficient convolutional networks through network slimming, 2017, arXiv:1708.06519.
     """
     share = _check_share(share)
     check_known("importance", importance, IMPORTANCE)

@@ -61,12 +61,9 @@ def quantize(model: nn.Module, data: Data, *, samples: int = 256) -> Quantized:
     their 8 bits: processors without VNNI (most laptops before 2020, and many cloud machines) add
     pairs of products in 16 bits, where full ranges overflow silently.
 
-    What one gains (onnxruntime, one thread of an AMD EPYC without VNNI, batches of 1 and 64): the
-    file of a network of images is about 3.5 times smaller. Time depends on the layers: `cnn_large`
-    with its 32 to 96 channels was 1.2 and 1.4 times as fast, `mobilenetv2` 0.8 and 0.9 times,
-    `resnet8` and `wrn_16_1` with their 16 channels 0.6 to 0.7 times, because rounding between
-    layers costs more than narrow products save. So measure, with `kdlab.metrics.cost`. Recurrent
-    layers stay as they are.
+    The file shrinks to less than a third. Whether it is faster depends on the layers: with few
+    channels the rounding between layers costs more than narrow products save. So measure, with
+    `kdlab.metrics.cost`. Recurrent layers stay as they are.
 
     Args:
         model: trained; stays as it was.
@@ -81,8 +78,8 @@ def quantize(model: nn.Module, data: Data, *, samples: int = 256) -> Quantized:
         ImportError: the package torchao is missing.
 
     Source: Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam, Kalenichenko, Quantization and training
-    of neural networks for efficient integer-arithmetic-only inference, 2018, arXiv 1712.05877;
-    made by torchao's PT2E for x86. Lesson 06 shows it.
+    of neural networks for efficient integer-arithmetic-only inference, 2018, arXiv:1712.05877;
+    made by torchao's PT2E for x86.
     """
     if samples < 1:
         raise ValueError(f"samples: {samples!r} came, expected at least 1 to see the ranges on")
@@ -121,7 +118,7 @@ def quantize_aware(
         ImportError: the package torchao is missing.
 
     Sources: as `quantize`; with a teacher: Polino, Pascanu, Alistarh, Model compression via
-    distillation and quantization, 2018, arXiv 1802.05668. Lesson 06 compares them.
+    distillation and quantization, 2018, arXiv:1802.05668.
     """
     student = Quantized(_prepare(model, data, learning=True))
     if teacher is not None and distiller is None:
@@ -135,8 +132,7 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
 
     Weights of matrix products and embeddings become int8 in the file. What is multiplied with them
     is rounded anew for each batch, by its own range. Made by onnxruntime; convolutions stay as they
-    are; for them there is `quantize`. A transformer of the course was 1.2 times as fast (machine as
-    in `quantize`), an MLP no faster.
+    are; for them there is `quantize`.
 
     Args:
         source: a file that ``export`` wrote.
@@ -190,7 +186,7 @@ def round_weights(model: nn.Module, bits: int) -> nn.Module:
     Raises:
         ValueError: bits out of range.
 
-    Source: as `quantize`. Lesson 06 sweeps it.
+    Source: as `quantize`.
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
         raise ValueError(f"bits: {bits!r} came, expected a whole number from 2 to 16")

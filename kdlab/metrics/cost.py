@@ -91,7 +91,7 @@ def cost(
     threads: int | None = None,
     watts: float | None = None,
 ) -> Cost:
-    """What a model costs, in eval mode and without gradients. Used in lesson 06.
+    """What a model costs, in eval mode and without gradients.
 
     A model whose weights a mask sets to 0 costs what it costs: the zeros are stored, loaded and
     multiplied like all other numbers.
