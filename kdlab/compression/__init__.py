@@ -4,7 +4,7 @@ from kdlab.compression.export import export
 from kdlab.compression.factorization import factorize
 from kdlab.compression.loading import Deployed, load
 from kdlab.compression.nested import Nested, Sandwich, compare_widths, pick
-from kdlab.compression.pipeline import compress
+from kdlab.compression.pipeline import compress, measure_file
 from kdlab.compression.pruning import (
     prune_channels,
     prune_gradually,
@@ -30,6 +30,7 @@ __all__ = [
     "export",
     "factorize",
     "load",
+    "measure_file",
     "pick",
     "prune_channels",
     "prune_gradually",

@@ -76,8 +76,9 @@ def compress(
     answers = None if teacher is None else predict(teacher, data.test.x)
 
     def report(step: str, current: nn.Module) -> dict[str, object]:
-        deployed = load(export(current, path, data, card={"step": step}), threads=1)
-        return {"step": step, **_measured(deployed, current, data, answers, batch, options)}
+        export(current, path, data, card={"step": step})
+        measured = measure_file(path, current, data, answers, batch=batch, **options)
+        return {"step": step, **measured}
 
     rows = [] if teacher is None else [report("teacher", teacher)]
     rows.append(report("start", model))
@@ -91,18 +92,36 @@ def compress(
     return load(path), pd.DataFrame(rows)
 
 
-def _measured(
-    deployed: Deployed,
-    current: nn.Module,
+def measure_file(
+    path: str | os.PathLike[str],
+    model: nn.Module,
     data: Data,
-    teacher_logits: Tensor | None,
-    batch: int,
-    options: Mapping[str, float],
+    teacher_logits: Tensor | None = None,
+    *,
+    batch: int = 1,
+    **options: float,
 ) -> dict[str, object]:
+    """Scores and costs of an exported model, as its file answers: one row of a report.
+
+    Args:
+        path: of the .onnx file; it answers on one thread.
+        model: what was exported, to count FLOPs.
+        data: the test split is scored, and the validation split's accuracy is told.
+        teacher_logits: ``[N, C]`` for the test split, for agreement with it; None leaves it out.
+        batch: samples in a forward whose time is measured.
+        options: of ``kdlab.metrics.cost``: ``runs``, ``seconds``, ``watts``.
+
+    Returns:
+        What ``compress`` tells of each step, without the step's name.
+
+    Raises:
+        ValueError: what ``load`` and ``cost`` raise.
+    """
+    deployed = load(path, threads=1)
     test, val = (_answers(deployed, split.x, data) for split in (data.test, data.val))
     example = data.test.x[:batch]
     runtime = cost(deployed, _raw(example, data), file=deployed.path, **options)  # type: ignore[arg-type]
-    counted = cost(current, example[:1], runs=3, seconds=1e-3)
+    counted = cost(model, example[:1], runs=3, seconds=1e-3)
     return {
         **evaluate(test, data.test.y, teacher_logits),
         "val_accuracy": evaluate(val, data.val.y)["accuracy"],
