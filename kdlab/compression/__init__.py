@@ -19,6 +19,7 @@ from kdlab.compression.quantization import (
     quantize_file,
     round_weights,
 )
+from kdlab.compression.trials import compressed_accuracy, prune_and_round
 
 __all__ = [
     "Deployed",
@@ -27,11 +28,13 @@ __all__ = [
     "Sandwich",
     "compare_widths",
     "compress",
+    "compressed_accuracy",
     "export",
     "factorize",
     "load",
     "measure_file",
     "pick",
+    "prune_and_round",
     "prune_channels",
     "prune_gradually",
     "prune_weights",

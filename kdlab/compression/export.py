@@ -83,7 +83,7 @@ def export(
         path: ends in .onnx, .pt2 or .safetensors.
         data: what it was trained on: shape, normalisation and class names are taken from it. The
             file's model takes images with values in [0, 1], not normalised; of texts it takes
-            token numbers, and the tokenizer is not in the file.
+            token numbers, and the tokens stand in the file beside it.
         card: plain facts to keep in the file, such as scores; anything that JSON can hold.
 
     Returns:
@@ -132,6 +132,7 @@ def _facts(model: nn.Module, data: Data, card: Mapping[str, Any] | None) -> str:
         "classes": data.classes,
         "mean": data.mean,
         "std": data.std,
+        "tokens": data.tokenizer.tokens if data.tokenizer else None,
         "parameters": count_parameters(model),
         "card": dict(card or {}),
     }

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,12 +22,16 @@ from torch import Tensor, nn
 from kdlab.compression.export import FACTS, SEAL, SEALED, Preprocessed, unsealed
 from kdlab.compression.extras import need
 from kdlab.compression.shapes import fit_weights
+from kdlab.datasets.tokens import Tokenizer
 from kdlab.words import check_known
 
 
 @dataclass(frozen=True)
 class Deployed:
     """An exported model as `load` gives it back: called with inputs, it gives logits `[B, C]`.
+
+    Images have values in [0, 1], texts are strings or token numbers: all that stands between them
+    and the model is in the file.
 
     Attributes:
         path: of the file.
@@ -36,6 +40,7 @@ class Deployed:
         parameters: how many numbers were learned.
         threads: with which it computes.
         card: whatever facts were written with it.
+        tokenizer: of a model of texts, else None.
     """
 
     path: Path
@@ -45,14 +50,15 @@ class Deployed:
     threads: int
     card: dict[str, Any]
     answer: Callable[[Tensor], Tensor] = field(repr=False)
+    tokenizer: Tokenizer | None = None
 
-    def __call__(self, inputs: Tensor | NDArray) -> Tensor:
-        """Logits `[B, C]` float32 of inputs `[B, ...]`.
+    def __call__(self, inputs: Tensor | NDArray | Sequence[str]) -> Tensor:
+        """Logits `[B, C]` float32 of inputs `[B, ...]`, or of B texts.
 
         Raises:
-            ValueError: inputs of another shape.
+            ValueError: inputs of another shape, or texts for a model of images.
         """
-        given = torch.as_tensor(inputs)
+        given = self._numbers(inputs)
         if given.dim() == 0 or tuple(given.shape[1:]) != self.shape or len(given) == 0:
             sides = ", ".join(map(str, self.shape))
             raise ValueError(f"inputs: shape {list(given.shape)}, expected [B, {sides}] with B ≥ 1")
@@ -60,9 +66,19 @@ class Deployed:
         with torch.no_grad():
             return self.answer(given.to(kind))
 
-    def predict(self, inputs: Tensor | NDArray) -> list[str]:
+    def predict(self, inputs: Tensor | NDArray | Sequence[str]) -> list[str]:
         """The name of the likeliest class of each sample."""
         return [self.classes[number] for number in self(inputs).argmax(1).tolist()]
+
+    def _numbers(self, inputs: Tensor | NDArray | Sequence[str]) -> Tensor:
+        if isinstance(inputs, Tensor | np.ndarray):
+            return torch.as_tensor(inputs)
+        if self.tokenizer is None:
+            raise ValueError(
+                f"inputs: {type(inputs).__name__} came, expected an array: this model does not "
+                "read texts"
+            )
+        return self.tokenizer.encode(inputs)
 
 
 def load(
@@ -96,14 +112,16 @@ def load(
     own = torch.get_num_threads()
     count = (threads or own) if path.suffix == ".onnx" else own
     facts, answer = READERS[path.suffix](path, content, count, model)
+    tokens, shape = facts.get("tokens"), tuple(facts["shape"])
     return Deployed(
         path,
         tuple(facts["classes"]),
-        tuple(facts["shape"]),
+        shape,
         facts["parameters"],
         count,
         facts["card"],
         answer,
+        Tokenizer.of_tokens(tokens, shape[0]) if tokens else None,
     )
 
 

@@ -60,6 +60,30 @@ class Tokenizer:
         # A fresh one from the words alone: it reads a "[PAD]" in a text as any other word.
         self._tokenizer = _pipeline(learner.get_vocab())
 
+    @classmethod
+    def of_tokens(cls, tokens: Sequence[str], length: int = 48) -> "Tokenizer":
+        """The tokenizer whose ``tokens`` are these: nothing is learnt again.
+
+        Raises:
+            ValueError: a length out of range, or tokens without the three special ones in front.
+        """
+        check_range("length", length, 4, 512)
+        if tuple(tokens[:3]) != SPECIAL or len(set(tokens)) != len(tokens):
+            raise ValueError(
+                f"tokens: they begin {list(tokens[:3])}, expected {list(SPECIAL)} first and no "
+                "token twice"
+            )
+        made = cls.__new__(cls)
+        made.length = length
+        made._tokenizer = _pipeline({token: number for number, token in enumerate(tokens)})
+        return made
+
+    @property
+    def tokens(self) -> list[str]:
+        """All tokens, in the order of their numbers."""
+        vocabulary = self._tokenizer.get_vocab()
+        return sorted(vocabulary, key=lambda token: vocabulary[token])
+
     @property
     def vocabulary(self) -> int:
         """How many tokens there are."""

@@ -1,5 +1,6 @@
 """Exported files give the model's own logits, carry their facts, and are refused when damaged."""
 
+import copy
 import io
 import json
 import pickle
@@ -14,6 +15,7 @@ from torch import nn
 
 from kdlab.compression import export, load
 from kdlab.datasets import Data, Split
+from kdlab.datasets.tokens import Tokenizer
 from kdlab.models import build_for, count_parameters
 
 TOLERANCE = 1e-4  # of the largest logit
@@ -123,6 +125,25 @@ def test_a_file_tells_what_it_holds(shipped, ending):
         ValueError, match=r"inputs: shape \[5, 1, 12, 11\], expected \[B, 1, 12, 12"
     ):
         deployed(images()[..., 1:])
+
+
+@pytest.mark.parametrize("ending", ["onnx", "pt2", "safetensors"])
+def test_a_model_of_texts_reads_texts_from_its_file_alone(ending, tmp_path):
+    said = ["the cat sat on the mat", "a dog ran off", "unbelievable cats", "Ünknown, words!", ""]
+    tokenizer = Tokenizer(said * 3, vocabulary=400, length=10)
+    split = Split(tokenizer.encode(said), torch.arange(5) % 3)
+    data = replace(texts(), train=split, val=split, test=split, tokenizer=tokenizer)
+    model = build_for("lstm", data.shape, 3, seed=0, vocabulary=tokenizer.vocabulary).eval()
+    other = copy.deepcopy(model) if ending == "safetensors" else None
+    deployed = load(export(model, tmp_path / f"model.{ending}", data), model=other)
+    assert torch.equal(deployed.tokenizer.encode(said), split.x)
+    assert torch.equal(deployed(said), deployed(split.x))
+    assert deployed.predict(said) == [CLASSES[n] for n in deployed(split.x).argmax(1)]
+
+
+def test_a_model_of_images_reads_no_texts(shipped):
+    with pytest.raises(ValueError, match="inputs: list came, expected an array"):
+        load(shipped[1]["onnx"]).predict(["a cat"])
 
 
 def test_threads_of_a_session(shipped):

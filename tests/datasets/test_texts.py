@@ -59,6 +59,19 @@ def test_a_text_becomes_numbers_and_tokens_again():
     assert joined in ("[CLS]trees", "[CLS][UNK]")
 
 
+def test_a_tokenizer_is_made_again_from_its_tokens():
+    texts = ["the cat sat on the mat", "cats and mats"]
+    first = Tokenizer(texts * 3, vocabulary=400, length=8)
+    again = Tokenizer.of_tokens(first.tokens, length=8)
+    told = [*texts, "Sat, unbelievably!"]
+    assert torch.equal(again.encode(told), first.encode(told))
+    assert again.decode(first.encode(told)[2]) == first.decode(first.encode(told)[2])
+    with pytest.raises(ValueError, match=r"tokens: they begin \['a', 'b'\]"):
+        Tokenizer.of_tokens(["a", "b"])
+    with pytest.raises(ValueError, match="no token twice"):
+        Tokenizer.of_tokens([*first.tokens, "a"])
+
+
 def test_only_training_texts_teach_the_tokenizer(tmp_path):
     rows = [(text, label, "train") for text, label in sentences(40)]
     rows += [(f"{text} quetzalcoatl", label, part) for part in ("val", "test") for text, label in
