@@ -2,10 +2,12 @@
 
 from kdlab.explorers.attention import AttentionExplorer
 from kdlab.explorers.base import Explorer
+from kdlab.explorers.compression import CompressionExplorer
 from kdlab.explorers.gates import Choosing, GatesExplorer
 from kdlab.explorers.landscape import LandscapeExplorer
 from kdlab.explorers.live_curve import LiveCurve
 from kdlab.explorers.maps import MapsExplorer
+from kdlab.explorers.pareto import ParetoExplorer
 from kdlab.explorers.retraining import RetrainingExplorer
 from kdlab.explorers.similarity import CKAExplorer
 from kdlab.explorers.slopes import SlopesExplorer
@@ -15,11 +17,13 @@ __all__ = [
     "AttentionExplorer",
     "CKAExplorer",
     "Choosing",
+    "CompressionExplorer",
     "Explorer",
     "GatesExplorer",
     "LandscapeExplorer",
     "LiveCurve",
     "MapsExplorer",
+    "ParetoExplorer",
     "RetrainingExplorer",
     "SlopesExplorer",
     "TemperatureExplorer",

@@ -43,6 +43,7 @@ from kdlab.plots.figures import (
     styled,
 )
 from kdlab.plots.grids import as_pictures, class_matrix, draw_image, image_grid
+from kdlab.plots.labels import name_points
 from kdlab.plots.slopes import slopes_over_images
 from kdlab.plots.trends import interval_curves
 
@@ -78,6 +79,7 @@ __all__ = [
     "map_scale",
     "maps_over_images",
     "name_bars",
+    "name_points",
     "new_figure",
     "png",
     "probability_bars",
