@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -162,7 +163,7 @@ def test_a_run_has_its_own_folder_and_leaves_the_lesson_alone(tmp_path, kdlab):
     assert output.parent.name == "01_tiny--profile-fast--seed-3--temperature-2.0"
     report = json.loads((output.parent / "tiny.json").read_text())
     assert report["records"] == [{"name": "softness", "value": 5.0}]
-    assert lesson.read_bytes() == before and "KDLAB_RECORDS" not in running.os.environ
+    assert lesson.read_bytes() == before and "KDLAB_RECORDS" not in os.environ
 
 
 def test_a_failing_cell_is_named(tmp_path, kdlab):

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.core import TyperGroup
 
+from kdlab.cli import bulk
+
 
 class Commands(TyperGroup):
     """The group of commands: wrong input ends with a sentence and status 1, not a traceback."""
@@ -36,6 +38,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(invoke_without_command=True, help="The data sets, and which are here.")
 app.add_typer(data_app, name="data")
+app.command("sweep")(bulk.sweep)
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 

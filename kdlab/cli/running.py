@@ -1,10 +1,8 @@
 """Run a lesson through papermill, and say plainly where it failed."""
 
-import contextlib
 import logging
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,15 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class LessonFailed(Exception):
-    """A cell raised, took too long, or the kernel died; the message says which and why."""
+    """A cell raised, took too long, or the kernel died; the message says which and why.
+
+    Attributes:
+        reason: the same in one line.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def find_lesson(name: str | Path, folder: Path = Path("notebooks")) -> Path:
@@ -49,10 +55,12 @@ def run_lesson(
     *,
     timeout: int = 600,
     progress: bool = True,
+    threads: int | None = None,
 ) -> nbformat.NotebookNode:
     """Execute ``lesson`` with these parameters and write the result to ``output``.
 
-    The kernel starts in the lesson's folder, as in Jupyter; records go beside ``output``.
+    The kernel starts in the lesson's folder, as in Jupyter; records go beside ``output``. Several
+    threads of one process may run lessons at once.
 
     Args:
         lesson: the notebook to run; it is not changed.
@@ -60,6 +68,7 @@ def run_lesson(
         values: checked parameters.
         timeout: longest time for one cell, in seconds.
         progress: draw a bar with one step per cell.
+        threads: of the kernel; default: as the environment says.
 
     Raises:
         LessonFailed: a cell raised or took too long, or the kernel died.
@@ -67,37 +76,52 @@ def run_lesson(
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
+    from kdlab.cli import engine
+
     output.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    with _records_in(output.parent):
-        try:
-            return papermill.execute_notebook(
-                str(lesson.resolve()),
-                str(output.resolve()),
-                parameters=dict(values),
-                kernel_name="python3",
-                language="python",
-                progress_bar={"desc": lesson.stem, "leave": False} if progress else False,
-                cwd=str(lesson.resolve().parent),
-                execution_timeout=timeout,
-                start_timeout=120,
-                extra_arguments=["--log-level=ERROR"],  # it warns of TCP on every start
-            )
-        except papermill.PapermillExecutionError as error:
-            raise LessonFailed(_explain(error, lesson, output)) from None
-        except CellTimeoutError:
-            raise LessonFailed(
-                f"{lesson.name}: a cell ran longer than {timeout} s; give more with --timeout. "
-                f"The run so far is in {output}"
-            ) from None
-        except DeadKernelError:
-            raise LessonFailed(
-                f"{lesson.name}: the kernel died, most often for lack of memory; "
-                f"the run so far is in {output}. `kdlab doctor` shows what is free."
-            ) from None
+    environment = {"KDLAB_RECORDS": str(output.parent.resolve())}
+    if threads:
+        environment |= dict.fromkeys(("KDLAB_THREADS", "OMP_NUM_THREADS"), str(threads))
+    try:
+        return papermill.execute_notebook(
+            _literal(lesson),
+            _literal(output),
+            parameters=dict(values),
+            kernel_name="python3",
+            language="python",
+            engine_name=engine.NAME,
+            progress_bar={"desc": lesson.stem, "leave": False} if progress else False,
+            folder=str(lesson.resolve().parent),
+            environment=environment,
+            execution_timeout=timeout,
+            start_timeout=120,
+            extra_arguments=["--log-level=CRITICAL"],  # it warns of TCP, and reports its own end
+        )
+    except papermill.PapermillExecutionError as error:
+        reason = f"{error.ename}: {ANSI.sub('', error.evalue)}"
+        raise LessonFailed(_explain(error, reason, lesson, output), reason) from None
+    except CellTimeoutError:
+        reason = f"a cell ran longer than {timeout} s"
+        raise LessonFailed(
+            f"{lesson.name}: {reason}; give more with --timeout. The run so far is in {output}",
+            reason,
+        ) from None
+    except DeadKernelError:
+        reason = "the kernel died, most often for lack of memory"
+        raise LessonFailed(
+            f"{lesson.name}: {reason}; "
+            f"the run so far is in {output}. `kdlab doctor` shows what is free.",
+            reason,
+        ) from None
 
 
-def _explain(error: Any, lesson: Path, output: Path) -> str:
+def _literal(path: Path) -> str:
+    """Return a path in which papermill, which formats paths with the parameters, sees no braces."""
+    return str(path.resolve()).replace("{", "{{").replace("}", "}}")
+
+
+def _explain(error: Any, reason: str, lesson: Path, output: Path) -> str:
     cells = nbformat.read(output, 4).cells
     failed = next((i for i, c in enumerate(cells) if c.get("source") == error.source), -1)
     headings = [
@@ -110,7 +134,7 @@ def _explain(error: Any, lesson: Path, output: Path) -> str:
     where = f", under “{headings[-1]}”" if headings else ""
     return (
         f"{lesson.name}: code cell {error.exec_count}{where}, raised\n"
-        f"  {error.ename}: {ANSI.sub('', error.evalue)}\n"
+        f"  {reason}\n"
         f"in\n{_indent(error.source)}\nThe run so far is in {output}"
     )
 
@@ -119,16 +143,3 @@ def _indent(source: str, lines: int = 12) -> str:
     kept = source.splitlines()
     more = [f"... ({len(kept) - lines} more lines)"] if len(kept) > lines else []
     return "\n".join(f"  | {line}" for line in kept[:lines] + more)
-
-
-@contextlib.contextmanager
-def _records_in(folder: Path) -> Iterator[None]:
-    """Let the kernels started inside write their records into ``folder``."""
-    before = os.environ.get("KDLAB_RECORDS")
-    os.environ["KDLAB_RECORDS"] = str(folder.resolve())
-    try:
-        yield
-    finally:
-        del os.environ["KDLAB_RECORDS"]
-        if before is not None:
-            os.environ["KDLAB_RECORDS"] = before

@@ -1,0 +1,143 @@
+"""Commands for many runs: ``kdlab sweep`` makes them, ``kdlab report`` compares them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from kdlab.cli.runs import Outcome, Run
+    from kdlab.cli.sweep import Order
+
+ADVICE = "the same command goes on where this one was"
+STEADY = 24 * 3600  # seconds over which the bar averages: runs are long, and not all alike
+
+
+def sweep(
+    notebook: Annotated[str, typer.Argument(help="A path, or the start of a lesson's name: 01")],
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", "-g", metavar="NAME=A,B,...", help="Values to try. Repeat it."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=10_000, help="Seeds 0 to N - 1.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Short for -g profile=…: fast or full")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder; default: build/sweeps/LESSON")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Kernels at a time; default: one for two cores.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="local|ADDRESS", help="Run on a Dask cluster.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Make all runs anew.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Make those anew that failed.")] = False,
+    timeout: Annotated[int, typer.Option(min=1, help="Longest time for one cell, in seconds.")] = (
+        600
+    ),
+) -> None:
+    """Run a lesson for every setting of a grid; stopped at any moment, it can go on.
+
+    Status 1 if a run failed, now or before.
+    """
+    from kdlab import cli
+    from kdlab.cli.doctor import usable_cores
+    from kdlab.cli.grid import plan
+    from kdlab.cli.running import find_lesson
+    from kdlab.cli.runs import read_notebook
+    from kdlab.cli.sweep import Order, look_up, threads_each
+
+    lesson = find_lesson(notebook)
+    given = cli.split_assignments(grid or [])
+    if profile is not None:
+        if "profile" in given:
+            raise ValueError("profile: give --profile or -g profile=..., not both")
+        given["profile"] = profile
+    if jobs is not None and scheduler not in (None, "local"):
+        raise ValueError("jobs: the cluster says how many at a time; leave --jobs out")
+    out = output or Path("build/sweeps") / lesson.stem
+    planned = plan(lesson, read_notebook(lesson), given, seeds, out)
+    cores = usable_cores()
+    jobs = jobs or max(1, min(cores // 2, len(planned)))
+    threads = threads_each(jobs, cores) if scheduler in (None, "local") else None
+    order = Order(timeout, threads, again, retry)
+    there, missing = look_up(planned, order)
+    outcomes = list(there)
+    try:
+        outcomes += _watched(_outcomes(missing, order, jobs, scheduler), len(missing))
+    except OSError as error:
+        cli.complain(f"{error}: nothing half made is kept, and {ADVICE}")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        cli.complain(f"stopped; {ADVICE}")
+        os._exit(130)  # no waiting for threads that wait for kernels, which end with this process
+    _conclude(outcomes, out)
+
+
+def _outcomes(
+    missing: list[Run], order: Order, jobs: int, scheduler: str | None
+) -> Iterator[Outcome]:
+    from kdlab.cli.sweep import run_all, run_here
+
+    if not missing:
+        return
+    if scheduler is None:
+        yield from run_all(missing, lambda some, wait: run_here(some, order, jobs, wait))
+        return
+    from kdlab.cli.cluster import connect, run_there
+
+    with connect(scheduler, jobs) as client:
+        yield from run_all(missing, run_there(client, order))
+
+
+def _watched(outcomes: Iterator[Outcome], total: int) -> Iterator[Outcome]:
+    """Draw a bar with the time left; where nothing can be drawn, print a line for each run."""
+    from kdlab.cli import complain, console
+    from kdlab.cli.runs import FAILED
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    times = [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+    start, drawn = time.monotonic(), console.is_terminal
+    with Progress(
+        *columns, *times, console=console, speed_estimate_period=STEADY, disable=not drawn
+    ) as bar:
+        task = bar.add_task("runs", total=total)
+        for number, outcome in enumerate(outcomes, 1):
+            bar.advance(task)
+            if outcome.status == FAILED:
+                complain(f"{outcome.run}: {outcome.reason}")
+            if not drawn:
+                left = (time.monotonic() - start) / number * (total - number)
+                console.print(f"{number} of {total}: {outcome.run}, {left:.0f} s left")
+            yield outcome
+
+
+def _conclude(outcomes: list[Outcome], out: Path) -> None:
+    from kdlab.cli import complain, console
+    from kdlab.cli.runs import DONE, FAILED
+
+    failed = [outcome for outcome in outcomes if outcome.status == FAILED]
+    fine = [outcome for outcome in outcomes if outcome.status == DONE]
+    before = sum(outcome.before for outcome in fine)
+    words = f"{len(fine) - before} ran, {before} were there already, {len(failed)} failed"
+    if old := sum(outcome.before for outcome in failed):
+        words += f" ({old} of them before; --retry makes them anew)"
+    if stale := sum(outcome.stale for outcome in outcomes):
+        complain(f"the notebook has changed since {stale} of the runs; --again makes all anew")
+    console.print(f"{out}: {len(outcomes)} runs: {words}")
+    raise typer.Exit(bool(failed))
