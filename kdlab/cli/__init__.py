@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.core import TyperGroup
 
-from kdlab.cli import bulk
+from kdlab.cli import bulk, classroom
 
 
 class Commands(TyperGroup):
@@ -39,6 +39,9 @@ app = typer.Typer(
 data_app = typer.Typer(invoke_without_command=True, help="The data sets, and which are here.")
 app.add_typer(data_app, name="data")
 app.command("sweep")(bulk.sweep)
+app.command("progress")(classroom.progress)
+app.command("student")(classroom.student)
+app.command("bundle")(classroom.bundle)
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -225,16 +228,12 @@ def checked_values(lesson: Path, given: dict[str, str]) -> dict[str, Any]:
 
 def data_state(name: str) -> str:
     """Say whether loading this data set needs the network."""
-    from kdlab.datasets.downloads import REMOTES
-    from kdlab.files import cache_folder
+    from kdlab.datasets.downloads import files_of
 
-    # one set may come in several files: fashion_x_train, fashion_y_train, ...
-    family = name.split("_")[0]
-    files = [remote for key, remote in REMOTES.items() if key.split("_")[0] == family]
+    files = files_of(name)
     if not files:
         return "comes with kdlab"
-    here = [(cache_folder() / remote.name).is_file() for remote in files]
-    return "cached" if all(here) else "needs a download"
+    return "cached" if all(path.is_file() for path in files) else "needs a download"
 
 
 def _read(path: Path) -> Any:

@@ -120,6 +120,14 @@ def load(
     )
 
 
+def files_of(name: str) -> list[Path]:
+    """Return where the cache has, or would have, the files of a data set; [] if none is fetched."""
+    # one set may come in several files: fashion_x_train, fashion_y_train, ...
+    family = name.split("_")[0]
+    remotes = [remote for key, remote in REMOTES.items() if key.split("_")[0] == family]
+    return [cache_folder() / remote.name for remote in remotes]
+
+
 def fetch(remote: Remote) -> Path:
     """The file in the cache, fetched first where it is missing or damaged.
 

@@ -7,12 +7,12 @@ the answer, and none lets an error of the learner's code through.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import math
 import pkgutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -31,6 +31,17 @@ class Verdict:
 
 
 Check = Callable[[Any], Verdict]
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """The package's function in the place of a learner's; as an answer it counts as none."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Call the function."""
+        return self.function(*arguments, **named)
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,11 @@ class Exercise:
         if len(self.hints) != 3 or not all(self.hints):
             raise ValueError(f"exercise {self.name!r} has hints {self.hints!r}; expected three")
 
+    @property
+    def reference(self) -> Callable[..., Any] | None:
+        """The package's own function, if the check compares with one (see ``function``)."""
+        return self.check.keywords["reference"] if isinstance(self.check, partial) else None
+
     def judge(self, answer: Any) -> Verdict:
         """Return the verdict on any answer whatever; raise nothing."""
         try:
@@ -72,7 +88,7 @@ def find(name: str) -> Exercise | None:
     return _registry().get(name)
 
 
-@functools.cache
+@cache
 def _registry() -> Mapping[str, Exercise]:
     """Collect ``EXERCISES`` from every file of this folder."""
     found: dict[str, Exercise] = {}
@@ -85,18 +101,28 @@ def _registry() -> Mapping[str, Exercise]:
 
 
 def is_placeholder(answer: Any) -> bool:
-    """Say whether an answer is still ``...`` or None, or holds one of them."""
+    """Say whether an answer is still ``...``, None or a stand-in, or holds one of them."""
     if isinstance(answer, Mapping):
         return any(is_placeholder(value) for value in answer.values())
     if isinstance(answer, list | tuple):
         return any(is_placeholder(value) for value in answer)
-    return answer is None or answer is ...
+    return answer is None or answer is ... or isinstance(answer, StandIn)
 
 
-def number(expected: float, tolerance: float = 0.0, close: float = 0.0) -> Check:
+def number(
+    expected: float,
+    tolerance: float = 0.0,
+    close: float = 0.0,
+    diagnoses: Mapping[float, str] | None = None,
+) -> Check:
     """Accept a number within ``tolerance`` of ``expected``; within ``close`` it is close.
 
     Both are absolute. Tensors and arrays with one element are numbers too.
+
+    Args:
+        expected: the right number.
+        tolerance, close: how far from it an answer may lie.
+        diagnoses: wrong number → what to say to who gave it, or one within ``tolerance`` of it.
     """
 
     def check(answer: Any) -> Verdict:
@@ -108,6 +134,9 @@ def number(expected: float, tolerance: float = 0.0, close: float = 0.0) -> Check
         distance = 0.0 if value == expected else abs(value - expected)
         if distance <= tolerance:
             return Verdict("right")
+        for wrong, hint in (diagnoses or {}).items():
+            if abs(value - wrong) <= tolerance:
+                return Verdict("wrong", hint)
         side = "too large" if value > expected else "too small"
         if distance <= close:
             return Verdict("close", f"a little {side}")
@@ -150,6 +179,7 @@ def function(
     probes: Sequence[tuple[Any, ...]],
     tolerance: float = 1e-5,
     diagnoses: Sequence[tuple[Callable[..., Tensor], str]] = (),
+    gradients: bool = True,
 ) -> Check:
     """Accept a function whose values and gradients equal those of ``reference``.
 
@@ -162,6 +192,8 @@ def function(
         probes: argument tuples; the first argument is a floating tensor.
         tolerance: relative to the largest entry of the reference (and absolute below 1).
         diagnoses: (a wrong function, what to say to who wrote it).
+        gradients: False for a function that is not to be differentiated, such as rounding; then
+            values decide alone.
 
     Raises:
         ValueError: no probes.
@@ -169,33 +201,52 @@ def function(
     if not probes:
         raise ValueError("probes is empty: give at least one tuple of arguments")
 
-    def check(answer: Any) -> Verdict:
-        if not callable(answer):
-            return Verdict("wrong", f"expected a function, got {_kind(answer)}")
-        try:
-            given = [_value_and_gradient(answer, probe) for probe in probes]
-        except _NotYetError:
-            return Verdict("not yet", NOT_YET)
-        except (Exception, SystemExit) as error:
-            return _failed(error)
-        wanted = [_value_and_gradient(reference, probe) for probe in probes]
-        if all(_alike(g[0], w[0], tolerance) for g, w in zip(given, wanted, strict=True)):
-            if any(gradient is None for _, gradient in given):
-                return Verdict("close", "the value is right, but no gradient flows through it")
-            if all(_alike(g[1], w[1], tolerance) for g, w in zip(given, wanted, strict=True)):
-                return Verdict("right")
-            return Verdict("close", "the value is right, its gradient is not")
-        for wrong, hint in diagnoses:
-            mistaken = [_value_and_gradient(wrong, probe)[0] for probe in probes]
-            if all(_alike(g[0], m, tolerance) for g, m in zip(given, mistaken, strict=True)):
-                return Verdict("wrong", hint)
-        for (value, _), (target, _) in zip(given, wanted, strict=True):
-            if value.shape != target.shape:
-                shapes = f"{tuple(value.shape)}; expected {tuple(target.shape)}"
-                return Verdict("wrong", f"the result has shape {shapes}")
-        return Verdict("wrong", "the value differs from the reference")
+    return partial(
+        _compare,
+        reference=reference,
+        probes=probes,
+        tolerance=tolerance,
+        diagnoses=diagnoses,
+        gradients=gradients,
+    )
 
-    return check
+
+def _compare(
+    answer: Any,
+    *,
+    reference: Callable[..., Tensor],
+    probes: Sequence[tuple[Any, ...]],
+    tolerance: float,
+    diagnoses: Sequence[tuple[Callable[..., Tensor], str]],
+    gradients: bool,
+) -> Verdict:
+    """Judge a function as ``function`` says."""
+    if not callable(answer):
+        return Verdict("wrong", f"expected a function, got {_kind(answer)}")
+    try:
+        given = [_value_and_gradient(answer, probe) for probe in probes]
+    except _NotYetError:
+        return Verdict("not yet", NOT_YET)
+    except (Exception, SystemExit) as error:
+        return _failed(error)
+    wanted = [_value_and_gradient(reference, probe) for probe in probes]
+    if all(_alike(g[0], w[0], tolerance) for g, w in zip(given, wanted, strict=True)):
+        if not gradients:
+            return Verdict("right")
+        if any(gradient is None for _, gradient in given):
+            return Verdict("close", "the value is right, but no gradient flows through it")
+        if all(_alike(g[1], w[1], tolerance) for g, w in zip(given, wanted, strict=True)):
+            return Verdict("right")
+        return Verdict("close", "the value is right, its gradient is not")
+    for wrong, hint in diagnoses:
+        mistaken = [_value_and_gradient(wrong, probe)[0] for probe in probes]
+        if all(_alike(g[0], m, tolerance) for g, m in zip(given, mistaken, strict=True)):
+            return Verdict("wrong", hint)
+    for (value, _), (target, _) in zip(given, wanted, strict=True):
+        if value.shape != target.shape:
+            shapes = f"{tuple(value.shape)}; expected {tuple(target.shape)}"
+            return Verdict("wrong", f"the result has shape {shapes}")
+    return Verdict("wrong", "the value differs from the reference")
 
 
 class _NotYetError(Exception):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -11,6 +13,7 @@ from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import torch
 from IPython import get_ipython
 from IPython.display import display
@@ -18,12 +21,12 @@ from IPython.display import display
 import kdlab
 from kdlab import exercises, plots
 from kdlab.files import atomic_write, cache_folder
-from kdlab.lab import parameters
+from kdlab.lab import parameters, progress
 from kdlab.lab.records import MIME, plain, readable
 from kdlab.training.device import describe
-from kdlab.words import nearest
+from kdlab.words import check_known, nearest
 
-MARKS = {"not yet": "…", "wrong": "✗", "close": "≈", "right": "✓"}
+MARKS = {"not yet": "…"} | progress.MARKS
 
 T = TypeVar("T")
 
@@ -92,7 +95,7 @@ class Lab:
         self.checks: list[dict[str, Any]] = []
         self.records: list[dict[str, Any]] = []
         self._hints: dict[str, int] = {}
-        self._disk_failed = False
+        self._told: set[str] = set()
 
     @property
     def fast(self) -> bool:
@@ -121,28 +124,44 @@ class Lab:
     def check(self, name: str, answer: Any) -> None:
         """Judge the answer to an exercise: print … / ✗ / ≈ / ✓, and the next of three hints.
 
-        Never raises. A placeholder (``...`` or None) uses up no hint.
+        Never raises. A placeholder (``...`` or None) uses up no hint. What a person has solved in
+        a notebook is kept in a file of theirs (see :mod:`kdlab.lab.progress`).
         """
-        try:
-            exercise = exercises.find(name)
-            if exercise is None:
-                names = exercises.available()
-                there_are = ", ".join(names) or "none"
-                print(f"✗ {name}: no such exercise{nearest(name, names)}; there are: {there_are}")
-                return
-            verdict = exercise.judge(answer)
-            words = [verdict.message] if verdict.message else []
-            if verdict.status in ("wrong", "close"):
-                shown = min(self._hints.get(name, 0) + 1, len(exercise.hints))
-                self._hints[name] = shown
-                words.append(f"hint {shown} of 3: {exercise.hints[shown - 1]}")
-            print(f"{MARKS[verdict.status]} {name}: {' · '.join(words) or verdict.status}")
-            self.checks.append(
-                {"name": name, "status": verdict.status, "hints": self._hints.get(name, 0)}
-            )
-            self._save()
-        except Exception as error:
-            print(f"✗ {name}: the check itself failed ({type(error).__name__}: {error})")
+        self._judge(name, answer)
+
+    def points(self, name: str, answer: Any) -> float:
+        """Check an answer and return its points: 1 for ✓, a half for ≈, else 0.
+
+        The last line of a cell that nbgrader grades. nbgrader takes any warning for a failure, so
+        nothing is written to stderr.
+        """
+        with contextlib.redirect_stderr(io.StringIO()):
+            return {"right": 1.0, "close": 0.5}.get(self._judge(name, answer), 0.0)
+
+    def stand_in(self, name: str, answer: T) -> T | exercises.StandIn:
+        """Return a function if it is right, else the package's, so that the lesson can go on.
+
+        Hand-outs call it where a later cell needs what an exercise asks for.
+
+        Raises:
+            ValueError: the exercise is unknown, or is not about a function of the package.
+        """
+        check_known("exercise", name, exercises.available())
+        exercise = exercises.find(name)
+        if exercise is None or exercise.reference is None:
+            raise ValueError(f"exercise {name!r} compares with no function that could stand in")
+        if exercise.judge(answer).status == "right":
+            return answer
+        print(f"until {name} is ✓, the package's own function stands in for yours")
+        return exercises.StandIn(exercise.reference)
+
+    def progress(self, folder: str = ".") -> pd.DataFrame | None:
+        """Return the learner's progress, lessons × exercises; where nobody looks, print one line.
+
+        Args:
+            folder: where the lessons are; a kernel starts beside them.
+        """
+        return progress.show(folder)
 
     def claim(
         self,
@@ -236,9 +255,9 @@ class Lab:
             print(text)
         else:
             display({MIME: entry, "text/plain": text}, raw=True)
-        if not self._save() and not self._disk_failed:
-            self._disk_failed = True
-            print("kept in the notebook only: the records folder cannot be written (KDLAB_RECORDS)")
+        if not self._save():
+            where = "the records folder cannot be written (KDLAB_RECORDS)"
+            self._tell_once(f"kept in the notebook only: {where}")
 
     def report(self) -> dict[str, Any]:
         """Return what is stored on disk: the parameters of the run beside its results."""
@@ -253,6 +272,36 @@ class Lab:
             "claims": self.claims,
             "checks": self.checks,
         }
+
+    def _judge(self, name: str, answer: Any) -> str:
+        """Print the verdict on an answer, keep it, and return its status; raise nothing."""
+        try:
+            exercise = exercises.find(name)
+            if exercise is None:
+                names = exercises.available()
+                there_are = ", ".join(names) or "none"
+                print(f"✗ {name}: no such exercise{nearest(name, names)}; there are: {there_are}")
+                return "wrong"
+            verdict = exercise.judge(answer)
+            words = [verdict.message] if verdict.message else []
+            if verdict.status in ("wrong", "close"):
+                shown = min(self._hints.get(name, 0) + 1, len(exercise.hints))
+                self._hints[name] = shown
+                words.append(f"hint {shown} of 3: {exercise.hints[shown - 1]}")
+            print(f"{MARKS[verdict.status]} {name}: {' · '.join(words) or verdict.status}")
+            used = self._hints.get(name, 0)
+            self.checks.append({"name": name, "status": verdict.status, "hints": used})
+            self._save()
+            self._tell_once(progress.note(self.lesson, name, verdict.status, used))
+            return verdict.status
+        except Exception as error:
+            print(f"✗ {name}: the check itself failed ({type(error).__name__}: {error})")
+            return "wrong"
+
+    def _tell_once(self, text: str) -> None:
+        if text and text not in self._told:
+            self._told.add(text)
+            print(text)
 
     def _save(self) -> bool:
         """Write the report; say whether that worked."""
