@@ -210,7 +210,8 @@ def _line(text: str, css: str = "kd-line") -> str:
 def _possible(control: Any) -> str:
     """Say which values a control takes."""
     if hasattr(control, "options"):
-        return "one of " + ", ".join(str(option) for option in control.options)
+        values = (option[1] if isinstance(option, tuple) else option for option in control.options)
+        return "one of " + ", ".join(map(str, values))
     if hasattr(control, "min"):
         base = getattr(control, "base", None)
         low, high = (base**b if base else b for b in (control.min, control.max))

@@ -98,6 +98,7 @@ class CompressionExplorer(Explorer):
         goal: str = "",
     ) -> None:
         self.sweep, self.recompute = _checked(sweep), recompute
+        self._mapped = ("", "")  # kind and way of the map that is drawn; only its frame moves
         kinds = list(dict.fromkeys(self.sweep["kind"]))
         self.shares = sorted(self.sweep["share"].unique().tolist())
         self.bits = sorted(self.sweep["bits"].unique().tolist())
@@ -153,9 +154,16 @@ class CompressionExplorer(Explorer):
                 figure.add_axes(place)
         left, right = figure.axes
         left.clear()
-        right.clear()
         self._draw_curves(left, result)
-        self._draw_map(right, result)
+        if self._mapped != (result.kind, result.recovered):
+            right.clear()
+            self._draw_map(right, result)
+            self._mapped = (result.kind, result.recovered)
+        x, y = self.shares.index(result.share), self.bits[::-1].index(result.bits)
+        (frame,) = right.patches
+        frame.set(xy=(x - 0.5, y - 0.5))
+        for number, text in enumerate(right.texts):
+            text.set_fontweight("bold" if number == y * len(self.shares) + x else "normal")
 
     def describe(self, result: Compressed) -> str:
         """Return the setting, its accuracy, what it lost, its size, and what was recomputed."""
@@ -224,10 +232,8 @@ class CompressionExplorer(Explorer):
         ].pivot_table(index="bits", columns="share", values="accuracy", aggfunc="mean")
         table = 100 * table.reindex(index=self.bits[::-1], columns=self.shares)
         table = table.rename(index=str, columns=_percent)
-        plots.draw_heat_map(
-            axis, table, cell=(str(result.bits), _percent(result.share)), low=0, high=100,
-            form="{:.0f}",
-        )  # fmt: skip
+        cell = (str(result.bits), _percent(result.share))
+        plots.draw_heat_map(axis, table, cell=cell, low=0, high=100, form="{:.0f}")
         axis.set_xlabel(f"share of the {result.kind} pruned")
         axis.set_ylabel("bits of a weight")
         axis.set_title("test accuracy in %")
