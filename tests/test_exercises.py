@@ -47,6 +47,12 @@ def test_number_says_the_side_and_the_kind_but_not_the_answer():
     assert number(float("inf"))(float("inf")).status == "right"
 
 
+def test_number_knows_usual_mistakes():
+    check = number(8, tolerance=0.05, close=2, diagnoses={9: "one too many", 8.01: "never"})
+    assert check(9.04) == Verdict("wrong", "one too many")
+    assert check(8.01).status == "right" and check(9.1) == Verdict("close", "a little too large")
+
+
 @pytest.mark.parametrize(
     ("answer", "status"),
     [
@@ -264,3 +270,15 @@ def test_two_exercises_of_one_name_are_refused(registry):
 def test_the_real_folder_can_be_read():
     exercises._registry.cache_clear()
     assert all(exercises.find(name).name == name for name in exercises.available())
+
+
+def test_a_function_that_is_not_to_be_differentiated_is_judged_by_its_values():
+    def whole(x):
+        return x.round()
+
+    check = function(whole, [(torch.tensor([0.2, 1.7]),)], gradients=False)
+    assert check(lambda x: torch.tensor([0.0, 2.0])).status == "right"
+    assert check(lambda x: x + (x.round() - x)).status == "right"
+    assert check(lambda x: x).status == "wrong"
+    strict = function(whole, [(torch.tensor([0.2, 1.7]),)])
+    assert strict(lambda x: x.round().detach()).status == "close"
