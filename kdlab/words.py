@@ -19,3 +19,10 @@ def check_known(what: str, name: object, known: Iterable[str], where: str = "") 
         raise ValueError(
             f"unknown {what} {name!r}{where}{nearest(name, names)}; known: {there_are}"
         )
+
+
+def short(value: object) -> str:
+    """Return a parameter's value as it is typed: ``4`` for 4.0, ``none`` for what is missing."""
+    if value is None or value != value:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

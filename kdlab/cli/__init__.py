@@ -39,6 +39,7 @@ app = typer.Typer(
 data_app = typer.Typer(invoke_without_command=True, help="The data sets, and which are here.")
 app.add_typer(data_app, name="data")
 app.command("sweep")(bulk.sweep)
+app.command("report")(bulk.report)
 app.command("progress")(classroom.progress)
 app.command("student")(classroom.student)
 app.command("bundle")(classroom.bundle)

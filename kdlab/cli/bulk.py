@@ -89,6 +89,41 @@ def sweep(
     _conclude(outcomes, out)
 
 
+def report(
+    runs: Annotated[Path, typer.Argument(help="A folder with runs, of a sweep or of several.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the files go; default: RUNS.")
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metric", "-m", help="Only this column or record. Repeat it."),
+    ] = None,
+    mlflow: Annotated[
+        Path | None, typer.Option(help="Put the runs into this MLflow folder as well.")
+    ] = None,
+) -> None:
+    """Gather the records of many runs: a table, a page with figures, a notebook to go on from."""
+    from kdlab import cli
+    from kdlab.cli import report_files
+    from kdlab.cli.gathering import gather
+    from kdlab.cli.running import LessonFailed
+
+    table = gather(runs)
+    try:
+        paths = report_files.write(table, output or runs, runs, metrics)
+        if mlflow is not None:
+            from kdlab.cli.tracking import track
+
+            new = track(table, runs, mlflow)
+            cli.console.print(f"{mlflow}: {new} runs are new or have changed")
+    except (LessonFailed, OSError) as error:
+        cli.complain(error)
+        raise typer.Exit(1) from None
+    ends = table.drop_duplicates("run")["status"]
+    counts = f"{len(ends)} runs ({(ends == 'failed').sum()} failed), {len(table)} rows"
+    cli.console.print(f"{counts}: {', '.join(map(str, paths))}")
+
+
 def _outcomes(
     missing: list[Run], order: Order, jobs: int, scheduler: str | None
 ) -> Iterator[Outcome]:

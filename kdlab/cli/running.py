@@ -56,6 +56,7 @@ def run_lesson(
     timeout: int = 600,
     progress: bool = True,
     threads: int | None = None,
+    folder: Path | None = None,
 ) -> nbformat.NotebookNode:
     """Execute ``lesson`` with these parameters and write the result to ``output``.
 
@@ -69,6 +70,7 @@ def run_lesson(
         timeout: longest time for one cell, in seconds.
         progress: draw a bar with one step per cell.
         threads: of the kernel; default: as the environment says.
+        folder: where the kernel starts; default: the lesson's.
 
     Raises:
         LessonFailed: a cell raised or took too long, or the kernel died.
@@ -92,7 +94,7 @@ def run_lesson(
             language="python",
             engine_name=engine.NAME,
             progress_bar={"desc": lesson.stem, "leave": False} if progress else False,
-            folder=str(lesson.resolve().parent),
+            folder=str((folder or lesson.parent).resolve()),
             environment=environment,
             execution_timeout=timeout,
             start_timeout=120,

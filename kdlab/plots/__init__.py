@@ -45,6 +45,7 @@ from kdlab.plots.figures import (
 from kdlab.plots.grids import as_pictures, class_matrix, draw_image, image_grid
 from kdlab.plots.labels import name_points
 from kdlab.plots.slopes import slopes_over_images
+from kdlab.plots.sweeps import swept_points
 from kdlab.plots.trends import interval_curves
 
 __all__ = [
@@ -90,5 +91,6 @@ __all__ = [
     "similarity_matrices",
     "slopes_over_images",
     "styled",
+    "swept_points",
     "update_bars",
 ]

@@ -1,0 +1,163 @@
+"""Many runs in one table: parameters beside results, failed runs with their error."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdlab.cli import parameters, runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MARK = "kdlab_report"  # in the metadata of a report's own notebook, which is no run
+BEFORE = ["lesson", "run", "status", "seconds", "error"]
+BETWEEN = ["record", "row"]
+
+
+def gather(folder: str | Path) -> pd.DataFrame:
+    """Return the records of all runs in a folder and below it, as one tidy table.
+
+    Runs are those of ``kdlab sweep`` and the executed notebooks of ``kdlab run``.
+
+    Returns:
+        One row for each run and record; a record that is a table has one for each of its rows.
+        Columns: lesson, run (path in the folder), status (done or failed), seconds, error, then
+        the parameters of the lessons, then record (its name), row, and what was recorded, as a
+        rule ``value``. A recorded column with the name of one before it is called ``record_...``.
+        What is no number, text or truth value is JSON. A run without records has one row.
+
+    Raises:
+        ValueError: no run is there.
+    """
+    import pandas as pd
+
+    found = list(_facts_below(Path(folder)))
+    if not found:
+        raise ValueError(f"runs: no run in {folder}; `kdlab sweep NOTEBOOK -g NAME=A,B` makes some")
+    names = list(dict.fromkeys(name for _, facts in found for name in facts["values"]))
+    names = [name for name in names if name not in BEFORE]
+    taken = {*BEFORE, *names, *BETWEEN}
+    rows = []
+    for run, facts in found:
+        about = {
+            "lesson": facts["lesson"],
+            "run": run,
+            "status": facts["status"],
+            "seconds": facts["seconds"],
+            "error": facts.get("reason"),
+            **{name: facts["values"].get(name) for name in names},
+        }
+        for entry in facts["records"] or [{}]:
+            for number, values in enumerate(_rows(entry)):
+                renamed = {f"record_{k}" if k in taken else k: v for k, v in values.items()}
+                rows.append({**about, "record": entry.get("name"), "row": number, **renamed})
+    table = pd.DataFrame(rows).apply(_settled)
+    return table.sort_values(["lesson", *names, "run"], kind="stable", ignore_index=True)
+
+
+def parameter_names(table: pd.DataFrame) -> list[str]:
+    """Return the columns of ``gather``'s table that are parameters of a lesson."""
+    columns = list(table.columns)
+    return columns[len(BEFORE) : columns.index(BETWEEN[0])]
+
+
+def recorded_names(table: pd.DataFrame) -> list[str]:
+    """Return the columns of ``gather``'s table that were recorded."""
+    columns = list(table.columns)
+    return columns[columns.index(BETWEEN[-1]) + 1 :]
+
+
+def _facts_below(root: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (path in the folder, facts) of every run; a sweep may be at work in it meanwhile."""
+    for name, folders, files in os.walk(root):
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        place = Path(name)
+        notebooks = [place / file for file in sorted(files) if file.endswith(".ipynb")]
+        if facts := runs.facts_of(place):
+            yield place.relative_to(root).as_posix(), facts | _records_below(notebooks)
+            continue
+        for path in notebooks:
+            if alone := _facts_of_notebook(path):
+                yield path.relative_to(root).as_posix(), alone
+
+
+def _records_below(notebooks: list[Path]) -> dict[str, Any]:
+    """Return the records of a run's notebook, or that it cannot be read."""
+    try:
+        return {"records": [e for path in notebooks for e in records_of(runs.read_notebook(path))]}
+    except (OSError, ValueError) as error:
+        return {"status": runs.FAILED, "reason": str(error), "records": []}
+
+
+def _facts_of_notebook(path: Path) -> dict[str, Any] | None:
+    """Return what an executed notebook says of its run; None for one that papermill never ran."""
+    try:
+        notebook = runs.read_notebook(path)
+        declared = parameters.read(notebook)
+    except ValueError:
+        return None
+    about = notebook["metadata"].get("papermill")
+    if not about or MARK in notebook["metadata"]:
+        return None
+    errors = [
+        f"{output['ename']}: {output['evalue']}"
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", [])
+        if output["output_type"] == "error"
+    ]
+    failed = about.get("exception") or about.get("duration") is None
+    return {
+        "lesson": path.stem,
+        "status": runs.FAILED if failed else runs.DONE,
+        "reason": (errors or ["it came to no end"])[0] if failed else None,
+        "seconds": about.get("duration"),
+        "values": {n: p.default for n, p in declared.items()} | about.get("parameters", {}),
+        "records": records_of(notebook),
+    }
+
+
+def records_of(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what a notebook keeps of ``lab.record``; of several with one name the last."""
+    from kdlab.lab import MIME
+
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    entries = [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
+    return list({entry["name"]: entry for entry in entries}.values())
+
+
+def _rows(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one record as rows: a table as its own, a mapping as columns ``name.key``."""
+    flat: dict[str, Any] = {}
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        elif key != "name":
+            flat[key] = value
+    value = flat.get("value")
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        del flat["value"]
+        return [{**flat, **row} for row in value]
+    return [flat]
+
+
+def _settled(column: pd.Series) -> pd.Series:
+    """Return a column of one kind, as Parquet wants it: numbers, truth values or texts."""
+    present = [value for value in column if not _is_missing(value)]
+    kinds = {type(value) for value in present}
+    if kinds <= {int, float}:
+        return column.astype("int64" if kinds == {int} and len(present) == len(column) else float)
+    if kinds == {bool}:
+        return column.astype("bool" if len(present) == len(column) else "boolean")
+    return column.map(lambda value: None if _is_missing(value) else _text(value)).astype("str")
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

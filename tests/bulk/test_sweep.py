@@ -1,0 +1,102 @@
+"""What a sweep keeps: failed runs too, nothing twice, nothing half made on a full disk."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from bulk_hands import assert_tidy, kdlab, notebook_at, state
+
+from kdlab.cli import running, runs
+
+
+def test_a_failed_run_is_kept_and_stops_nothing(lesson, quick):
+    words = ["sweep", lesson, "-g", "temperature=2,3,5", "--seeds", 2, "-o", "out"]
+    code, told = kdlab(*words)
+    assert code == 1 and "out: 6 runs: 4 ran, 0 were there already, 2 failed" in told
+    assert "(temperature=3.0, seed=1): too cold" in told and "6 of 6" in told and "s left" in told
+    failed = [facts for facts in state(Path("out")).values() if facts["status"] == runs.FAILED]
+    assert {facts["reason"] for facts in failed} == {"too cold"} and len(failed) == 2
+    for facts in failed:  # the path that it names is where the notebook is now
+        assert Path(facts["error"].split()[-1]).is_file()
+    code, told = kdlab(*words)
+    assert code == 1 and len(quick()) == 6
+    assert "0 ran, 4 were there already, 2 failed (2 of them before; --retry makes" in told
+    code, told = kdlab(*words, "--retry")
+    assert code == 1 and len(quick()) == 8 and quick()[6:] == sorted(set(quick()[6:]))
+    assert all('"temperature": 3.0' in line for line in quick()[6:])
+    assert_tidy(Path("out"))
+
+
+def test_nothing_runs_twice_unless_asked(lesson, quick):
+    words = ["sweep", lesson, "-g", "temperature=2,5", "-o", "out"]
+    assert "2 ran, 0 were there already, 0 failed" in kdlab(*words)[1]
+    before = state(Path("out"))
+    code, told = kdlab(*words)
+    assert code == 0 and "0 ran, 2 were there already, 0 failed" in told
+    assert "1 ran, 2 were" in kdlab("sweep", lesson, "-g", "temperature=2,5,7", "-o", "out")[1]
+    assert len(quick()) == 3 and before.items() <= state(Path("out")).items()
+    assert "2 ran, 0 were" in kdlab(*words, "--again")[1]
+    after = state(Path("out"))
+    assert len(quick()) == 5 and len(after) == 3
+    assert all(after[name]["started"] > before[name]["started"] for name in before)
+    assert_tidy(Path("out"))
+
+
+def test_a_changed_notebook_is_told(lesson, quick):
+    kdlab("sweep", lesson, "-o", "out")
+    assert "has changed" not in kdlab("sweep", lesson, "-o", "out")[1]
+    notebook_at(lesson, "1 + 1")
+    code, told = kdlab("sweep", lesson, "-o", "out")
+    assert code == 0 and "the notebook has changed since 1 of the runs; --again" in told
+    assert len(quick()) == 1
+    kdlab("sweep", lesson, "-o", "out", "--again")
+    assert "has changed" not in kdlab("sweep", lesson, "-o", "out")[1]
+
+
+def test_what_no_notebook_raised_fails_a_run_and_not_the_sweep(lesson, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("Kernel didn't respond")
+
+    monkeypatch.setattr(running, "run_lesson", broken)
+    code, told = kdlab("sweep", lesson, "--seeds", 2, "-o", "out")
+    assert code == 1 and "2 failed" in told and "RuntimeError: Kernel didn't respond" in told
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with room for about 300 kB, and a function that makes more."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"no mount: {error}")
+    if done.returncode:
+        pytest.skip(f"no small disk without root: {done.stderr.strip()}")
+    yield (
+        folder,
+        lambda: subprocess.run(["mount", "-o", "remount,size=9m", str(folder)], check=True),
+    )
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_it_and_breaks_nothing(lesson, quick, small_disk):
+    out, more = small_disk
+    quick.size = 60_000
+    words = ["sweep", lesson, "--seeds", 12, "-o", out, "--jobs", 2]
+    code, told = kdlab(*words)
+    assert code == 1 and "No space left" in told and "the same command goes on" in told
+    fit = state(out)
+    assert 1 <= len(fit) < 12
+    assert_tidy(out)
+    more()
+    code, told = kdlab(*words)
+    assert code == 0 and f"{12 - len(fit)} ran, {len(fit)} were there already" in told
+    assert fit.items() <= state(out).items() and len(state(out)) == 12
+
+
+def test_a_folder_that_cannot_be_made_is_told(lesson, quick):
+    Path("out").write_text("in the way")
+    code, told = kdlab("sweep", lesson, "-o", "out")
+    assert code == 1 and "Not a directory" in told and quick() == []
