@@ -41,6 +41,10 @@ VARIANTS = {
         {"images": "1500", "labels": "120", "seed": "1"},
         {"sizes": "[0.4, 0.7, 0.9, 1.4]", "difficulty": "0.8", "seed": "3"},
     ),
+    "06_compression": (
+        {"dataset": "digits", "images": "600", "seed": "1"},
+        {"share": "0.3", "bits": "6", "seed": "3"},
+    ),
 }
 
 lessons = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
