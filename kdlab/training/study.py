@@ -73,7 +73,8 @@ def study(
         settings: a method, ``None`` (labels alone) or a ``Setting``, by the name to show.
         seeds: how many (0, 1, ...), or which.
         teacher: who answers in all settings that do not bring their own.
-        workers: processes; None takes one per core, 1 stays in this process.
+        workers: processes; None takes one per core, or as many as ``KDLAB_THREADS`` says, 1 stays
+            in this process.
         progress: show a progress bar.
         options: arguments of ``fit`` for all settings: ``epochs``, ``batch_size``, ``lr``, ...
 
@@ -158,7 +159,9 @@ def _run_all(
             apart[name] = line
     jobs = [(name, line, seed) for seed in seeds for name, line in apart.items()]
     on_cpu = all(_on_cpu(line) for line in apart.values())
-    count = min(workers or os.cpu_count() or 1, len(jobs))
+    # a sweep divides the cores among its kernels
+    cores = int(os.environ.get("KDLAB_THREADS") or os.cpu_count() or 1)
+    count = min(workers or cores, len(jobs))
     if count <= 1 or not on_cpu:
         for job in jobs:
             yield _row(*job)

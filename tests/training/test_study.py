@@ -228,6 +228,20 @@ def test_cnns_in_workers_are_single_runs(in_workers):
         np.testing.assert_allclose(results[metric], expected[metric], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("threads", "workers", "expected"), [("3", None, 3), ("", None, 4), ("3", 2, 2), ("9", None, 4)]
+)
+def test_a_sweep_says_how_many_workers_a_study_takes(monkeypatch, threads, workers, expected):
+    def parallel(n_jobs, **options):
+        return lambda jobs: [{"setting": "labels", "seed": 0, "processes": n_jobs} for _ in jobs]
+
+    monkeypatch.setenv("KDLAB_THREADS", threads)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("joblib.Parallel", parallel)
+    results = study("cnn_tiny", DATA, {"labels": None}, seeds=4, workers=workers, device="cpu")
+    assert set(results["processes"]) == {expected}
+
+
 def test_an_error_in_a_worker_reaches_the_reader(in_workers):
     with pytest.raises(ValueError, match=r"^epochs: 0 came"):
         study("cnn_tiny", DATA, {"labels": None}, seeds=2, workers=2, epochs=0)
