@@ -84,26 +84,27 @@ def test_weights_that_are_not_zero_or_are_counted_out_fail(cells, world):
         exec(cells["prune"], world | {"compression": compression, "cost": honest})
 
 
-def rows(**means):
-    return [
-        {"recovered by": way.replace("_", " "), "seed": s, "accuracy": mean + 0.001 * s}
-        for way, mean in means.items()
-        for s in range(3)
-    ]
+WAYS = ("labels", "unpruned model", "the same, two steps")
 
 
 @pytest.mark.parametrize(
     ("means", "missing"),
     [
-        ({"labels": 0.83, "unpruned_model": 0.86, "in_two_steps": 0.85}, None),
-        ({"labels": 0.86, "unpruned_model": 0.86, "in_two_steps": 0.85}, "more comes back"),
-        ({"labels": 0.83, "unpruned_model": 0.86, "in_two_steps": 0.89}, "two steps"),
-        ({"labels": 0.30, "unpruned_model": 0.86, "in_two_steps": 0.85}, "a few epochs"),
+        ((0.83, 0.86, 0.85), None),
+        ((0.86, 0.86, 0.85), "more comes back"),
+        ((0.83, 0.86, 0.89), "two steps"),
+        ((0.30, 0.86, 0.85), "a few epochs"),
     ],
 )
 def test_recovery(cells, world, means, missing):
-    models_ = {"accuracy": lambda model: {"whole": 0.94, "cut": 0.08}[model], "teacher": "whole"}
-    names = world | models_ | {"rows": rows(**means), "pruned": {"channels": "cut"}}
+    rows = [
+        {"recovered by": way, "seed": seed, "accuracy": mean + 0.001 * seed}
+        for way, mean in zip(WAYS, means, strict=True)
+        for seed in range(3)
+    ]
+    scores = {"whole": 0.94, "cut": 0.08}
+    names = world | {"teacher": "whole", "pruned": {"channels": "cut"}, "rows": rows}
+    names["accuracy"] = scores.__getitem__
     if missing is None:
         exec(cells["claim-recover"], names)
     else:
