@@ -2,6 +2,7 @@
 
 from kdlab.explorers.attention import AttentionExplorer
 from kdlab.explorers.base import Explorer
+from kdlab.explorers.budget import BudgetExplorer
 from kdlab.explorers.compression import CompressionExplorer
 from kdlab.explorers.gates import Choosing, GatesExplorer
 from kdlab.explorers.landscape import LandscapeExplorer
@@ -15,6 +16,7 @@ from kdlab.explorers.temperature import TemperatureExplorer
 
 __all__ = [
     "AttentionExplorer",
+    "BudgetExplorer",
     "CKAExplorer",
     "Choosing",
     "CompressionExplorer",

@@ -17,15 +17,13 @@ from torch import Tensor, nn
 from kdlab import plots
 from kdlab.datasets import Data, glyphs
 from kdlab.distillers.gated_teachers import TeachersGate, members_of
+from kdlab.explorers.answers import THICK, answer_bars, divide
 from kdlab.explorers.base import Explorer
 from kdlab.models import Taps
 
 COLORS = (plots.BLUE, plots.VERMILION, plots.GREEN, plots.PURPLE)
 DASHES = ("-", "--", "-.", ":")
-SHOWN = 3  # classes of an answer that are named; the others are one grey rest
 SIZES = 13  # places at which the curve over the size is computed
-THICK, REST = 0.62, "#DDDDDD"  # a bar's height; the colour of all classes without a name
-NARROW = 0.11  # an answer's part that is too narrow for its letter
 TRUSTED, LEANING = 0.75, 0.55  # weights from which a gate trusts, or leans to, a teacher
 
 
@@ -200,7 +198,7 @@ class GatesExplorer(Explorer):
         for parts, letters, p in zip(
             self._artists.parts, self._artists.letters, result.answers, strict=True
         ):
-            _divide(parts, letters, p, result.label, self.data.classes)
+            divide(parts, letters, p, result.label, self.data.classes)
 
     def describe(self, result: Trust) -> str:
         """Return the glyph, whom the gate trusts and how much, and who is right."""
@@ -255,17 +253,13 @@ def _new_artists(
     weights, answers = panels["weights"], panels["answers"]
     bars = weights.barh(rows[:-1], 0, color=COLORS[: len(names)], height=THICK)
     numbers = [weights.text(0, row, "", va="center", fontsize=10) for row in rows[:-1]]
-    parts = [answers.barh([row] * (SHOWN + 1), 0, height=THICK, edgecolor="white") for row in rows]
-    letters = [
-        [answers.text(0, row, "", ha="center", va="center", fontsize=10) for _ in range(SHOWN)]
-        for row in rows
-    ]
-    for axis, title, widest in ((weights, "weights", 1.35), (answers, "answers", 1)):
-        axis.set(xlim=(0, widest), ylim=(len(rows) - 0.5, -0.5), xticks=[])
+    parts, letters = answer_bars(answers, len(rows))
+    weights.set(xlim=(0, 1.35), ylim=answers.get_ylim(), xticks=[])
+    weights.tick_params(length=0)
+    weights.spines[:].set_visible(False)
+    for axis, title in ((weights, "weights"), (answers, "answers")):
         axis.set_title(title, y=1.02)  # a fixed place costs less than one that is looked for
         axis.set_yticks(rows, [*names, "together"] if axis is weights else [""] * len(rows))
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
     looks: list[dict[str, Any]] = [
         {"color": color, "ls": dashes} for color, dashes in zip(COLORS, DASHES, strict=True)
     ][: len(names)]
@@ -284,20 +278,6 @@ def _new_artists(
         axis.grid(axis="y")
     picture = plots.draw_image(panels["glyph"], np.zeros((2, 2)))
     return _Artists(picture, list(bars), numbers, parts, letters, lines, marker)
-
-
-def _divide(
-    parts: Any, letters: list[Any], p: np.ndarray, label: int, classes: Sequence[str]
-) -> None:
-    """Divide one bar of full length among the likeliest classes; the right one is orange."""
-    order = np.argsort(-p, kind="stable")[: len(letters)]
-    widths = [*p[order], 1 - p[order].sum()]
-    lefts = np.cumsum([0.0, *widths])
-    colors = [plots.ORANGE if c == label else plots.SKY for c in order]
-    for part, left, width, color in zip(parts, lefts, widths, [*colors, REST], strict=False):
-        part.set(x=left, width=width, facecolor=color)
-    for letter, left, width, c in zip(letters, lefts, widths, order, strict=False):
-        letter.set(x=left + width / 2, text=classes[c] if width > NARROW else "")
 
 
 def _check(gates: Mapping[str, Choosing], data: Data, sizes: tuple[float, float]) -> None:

@@ -113,7 +113,7 @@ def read_models(table: pd.DataFrame) -> Models:
     columns = [c for c in ("val_accuracy", *QUALITIES, *COSTS) if c in table]
     numbers = table[columns].astype(float)  # what was None is NaN now
     known = [c for c in columns if numbers[c].notna().any()]
-    costs = _costs(table, known)
+    costs = known_costs(table, known)
     if not costs:
         raise ValueError(f"table: no cost is known; expected a column of {', '.join(COSTS)}")
     table = pd.concat([table[["model", "made_by"]].astype(str), numbers[known]], axis=1)
@@ -151,8 +151,8 @@ def pareto_front(cost: pd.Series, quality: pd.Series) -> list[str]:
     return front
 
 
-def _costs(table: pd.DataFrame, known: Iterable[str]) -> dict[str, Amount]:
-    """The costs that are known; their names say of how many samples, and what is a guess."""
+def known_costs(table: pd.DataFrame, known: Iterable[str]) -> dict[str, Amount]:
+    """The costs among the columns; their names say of how many samples, and what is a guess."""
     costs = {name: amount for name, amount in COSTS.items() if name in known}
     if "latency_ms" in costs and "batch" in table and table["batch"].nunique() == 1:
         batch = int(table["batch"].iloc[0])
