@@ -22,13 +22,11 @@ setup: $(READY)          ## the environment alone
 lab: $(READY)            ## open the course
 	$(BIN)/jupyter lab $(ROOT) notebooks/00_start_here.ipynb
 
-# passive: threads that spin while they wait starve the browser and the kernel beside them
 test: $(READY)           ## everything that is proved
 	$(BIN)/ruff check kdlab tests notebooks tools benchmarks
 	$(BIN)/ruff format --check kdlab tests tools benchmarks
 	$(BIN)/mypy kdlab
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
-	  --nbval-sanitize-with tests/notebooks/sanitize.cfg tests notebooks
+	$(BIN)/python tools/prove.py
 
 course: $(READY)         ## run every lesson, write HTML pages to build/course
 	$(BIN)/kdlab course build/course

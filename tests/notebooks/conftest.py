@@ -21,7 +21,7 @@ def offline(tmp_path, monkeypatch):
     before = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (guard, before))))
     monkeypatch.setenv("KDLAB_TEST_NETWORK_LOG", str(log))
-    monkeypatch.setenv("KDLAB_THREADS", "2")
+    monkeypatch.setenv("KDLAB_THREADS", os.environ.get("KDLAB_THREADS", "2"))
     return log
 
 
