@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,13 @@ def promise(notebook: Any) -> str:
     return notebook.cells[0].source.split("\n\n")[1]
 
 
-def lessons() -> str:
+def lessons(paths: Sequence[Path] = LESSONS, folder: str = "notebooks/") -> str:
     """The lessons, what they promise, and how long they run."""
     times = read("times")
     rows = []
-    for path in LESSONS:
+    for path in paths:
         notebook = nbformat.read(path, 4)
-        link = f"[{title_of(notebook)}](notebooks/{path.name})"
+        link = f"[{title_of(notebook)}]({folder}{path.name})"
         seconds = times["seconds"].get(path.stem)
         rows.append([link, promise(notebook), f"{seconds:.0f} s" if seconds else "not timed yet"])
     shown = table(["lesson", "what you will see", "runs in (fast)"], rows)
