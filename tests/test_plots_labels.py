@@ -71,6 +71,15 @@ def test_where_there_is_room_a_name_stands_close_on_the_right():
     assert not note.arrow_patch.get_visible()
 
 
+@pytest.mark.parametrize(
+    "text", ["teacher, of low rank", "teacher, int8", "half", "a name\nin two"]
+)
+def test_at_the_right_edge_a_name_stands_close_on_the_left(text):
+    axis = axis_with([(9.7, 4.3)])
+    (note,) = plots.name_points(axis, {text: (9.7, 4.3)}, [(9.7, 4.3), (1, 1)])
+    assert note.get_position() == (-labels.DISTANCES[0], 0) and note.get_ha() == "right"
+
+
 def test_a_neighbour_sends_the_name_to_the_other_side():
     points = [(5, 5), (5.6, 5)]
     axis = axis_with(points)
@@ -83,6 +92,10 @@ def test_a_name_far_from_its_point_has_a_line_to_it():
     axis = axis_with(points)
     (note,) = plots.name_points(axis, {"in the midst": (5, 5)}, points)
     assert note.arrow_patch.get_visible()
+
+
+def test_without_names_nothing_is_written():
+    assert plots.name_points(axis_with([(5, 5)]), {}, [(5, 5)]) == []
 
 
 def test_dollars_are_dollars():

@@ -176,7 +176,8 @@ class ParetoExplorer(Explorer):
         ]
         if result.missing:
             gaps = self.models.means.loc[result.missing, [result.cost, result.quality]].isna().any()
-            lacking = [how.name for how, gap in zip((cost, score), gaps, strict=True) if gap]
+            names = (cost.name, score.name)
+            lacking = [name for name, gap in zip(names, gaps, strict=True) if gap]
             told.append(f"left out, {' or '.join(lacking)} unknown: {', '.join(result.missing)}")
         return " | ".join(told)
 

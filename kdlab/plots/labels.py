@@ -42,10 +42,12 @@ def name_points(
         points: all points that should stay in sight, in the axes' own units.
         fontsize: of the names.
     """
+    if not names:
+        return []
     pixels = axis.figure.dpi / 72  # of a typographic point
     kept = axis.transData.transform([*points, *names.values()])
     taken = np.hstack([kept - ROOM * pixels, kept + ROOM * pixels])
-    inside = axis.bbox.padded(-APART * pixels).extents
+    inside = np.array([axis.bbox.padded(-APART * pixels).extents])
     written = []
     for name, at in names.items():
         note = axis.annotate(
@@ -53,15 +55,16 @@ def name_points(
             zorder=9, path_effects=[withStroke(linewidth=3, foreground="white")], color=BLACK,
             arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.8, "shrinkA": 0, "shrinkB": 5},
         )  # fmt: skip
-        size, own = note.get_window_extent().size, axis.transData.transform(at)
+        size = np.array(note.get_window_extent().size)
+        own = axis.transData.transform(at)
         boxes = _around(own, size, pixels)
         others = kept[(np.abs(kept - own) > 1).any(axis=1)]
         bad = (
             _common(boxes, taken).sum(axis=1)
-            + CUT_OFF * (size.prod() - _common(boxes, inside[None])[:, 0])
+            + CUT_OFF * (size.prod() - _common(boxes, inside)[:, 0])
             + AMBIGUOUS * (_gaps(boxes, others) <= _gaps(boxes, own[None])).any(axis=1)
         )
-        best = int(bad.argmin())
+        best = int(bad.round(3).argmin())  # noise in the last digit is no reason
         distance, right, up = PLACES[best]
         near = distance / math.hypot(right, up)
         note.set_position((right * near, up * near))
