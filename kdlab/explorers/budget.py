@@ -123,8 +123,9 @@ class BudgetExplorer(Explorer):
         table, cost = table.sort_values("width", ignore_index=True), state["cost"]
         most, percent = float(table[cost].max()), state["budget"]
         limit = most if percent == ALL else most * percent / ALL
+        within: dict[str, float] = {cost: limit}
         fits = bool((table[cost] <= limit).any())
-        picked = float(pick(table, **{cost: limit})["width"]) if fits else None
+        picked = float(pick(table, "val_accuracy", **within)["width"]) if fits else None
         same = (self.data.test.y == state["label"]).nonzero().squeeze(1)
         image = self.data.test.x[same[state["draw"] % len(same)]].unsqueeze(0)
         return Answered(
