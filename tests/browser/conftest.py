@@ -18,8 +18,10 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+import nbformat
 import pytest
 from playwright.sync_api import Error, sync_playwright
+from shortened import shortened
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = Path(os.environ.get("KDLAB_NOTEBOOKS", ROOT / "notebooks"))
@@ -75,6 +77,7 @@ class Server:
 
     address: str
     token: str
+    folder: Path
 
 
 def find_chromium() -> str | None:
@@ -95,17 +98,15 @@ def browser():
 
 @pytest.fixture(scope="session")
 def lab_server(tmp_path_factory):
-    """JupyterLab on a private port, with private settings and a private copy of the lessons."""
+    """JupyterLab on a private port, with private settings and a folder for copies of lessons."""
     root, home = tmp_path_factory.mktemp("lessons"), tmp_path_factory.mktemp("home")
-    for path in NOTEBOOKS.glob("*.ipynb"):
-        shutil.copy(path, root)
     keep_setting(home, "apputils-extension/notification", fetchNews="false", checkForUpdates=False)
     # every cell in the page, also those out of sight
     keep_setting(home, "notebook-extension/tracker", windowingMode="none")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = Server(f"http://127.0.0.1:{port}", secrets.token_hex(8))
+    server = Server(f"http://127.0.0.1:{port}", secrets.token_hex(8), root)
     log = home / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -164,11 +165,17 @@ def wait_until_up(server: Server, process: subprocess.Popen, log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def open_lesson(browser, lab_server):
-    """Open a lesson, forget its stored outputs, run all cells; gives the page, without errors."""
+    """Open a lesson, forget its stored outputs, run all cells; gives the page, without errors.
+
+    Only what the explorers need is run, with other parameters if some are given; ``whole=True``
+    runs all.
+    """
     pages = []
 
-    def open_and_run(name: str, seconds: int = 600):
-        assert (NOTEBOOKS / name).is_file(), f"{name} is not in {NOTEBOOKS}"
+    def open_and_run(name: str, seconds: int = 600, whole: bool = False, **parameters):
+        notebook = nbformat.read(NOTEBOOKS / name, 4)
+        notebook = notebook if whole else shortened(notebook, **parameters)
+        nbformat.write(notebook, lab_server.folder / name)
         page = browser.new_page(viewport={"width": 1280, "height": 960}, device_scale_factor=1.5)
         pages.append(page)
         page.set_default_timeout(60_000)

@@ -7,7 +7,7 @@ pytestmark = pytest.mark.browser
 
 
 def test_one_key_trains_anew(open_lesson):
-    explorer = Explorer(open_lesson("00_start_here.ipynb"))
+    explorer = Explorer(open_lesson("00_start_here.ipynb", whole=True))
     explorer.handle.scroll_into_view_if_needed()
     before = explorer.seen()
     explorer.handle.focus()
