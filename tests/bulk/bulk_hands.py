@@ -53,7 +53,7 @@ def in_a_fork(*words):
     """Start the command in a process of its own, which shares what is imported and patched."""
 
     call = functools.partial(cli.app, list(map(str, words)))
-    process = multiprocessing.get_context("fork").Process(target=call)
+    process = multiprocessing.get_context("fork").Process(target=call, daemon=True)
     process.start()
     return process
 
@@ -61,7 +61,7 @@ def in_a_fork(*words):
 def state(out):
     """What is kept: name → facts; every folder must be whole."""
     kept = {}
-    for folder in (path for path in out.glob("*") if path.name != runs.WORK):
+    for folder in (path for path in out.iterdir() if not path.name.startswith((".", "report."))):
         assert re.fullmatch(r"[0-9a-f]{12}", folder.name) and folder.is_dir()
         kept[folder.name] = runs.facts_of(folder)
         assert kept[folder.name], f"{folder} is not whole"

@@ -230,7 +230,8 @@ def test_the_files_may_lie_elsewhere(kept, no_kernel, tmp_path):
     page = (there / "report.html").read_text()
     assert page.count("<figure>") == 2 and "Counts: after over alpha" in page
     links = re.findall(r'href="(.*?)"', page)
-    assert links and all((there / link).resolve().is_file() for link in links)
+    assert links and all(link.startswith("../") for link in links)
+    assert all((there / link).resolve().is_file() for link in links)
     source = nbformat.read(there / "report.ipynb", 4).cells[1].source
     assert "runs: str = '../../runs'" in source and "= ['after']" in source
 

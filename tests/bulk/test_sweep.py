@@ -96,6 +96,17 @@ def test_a_full_disk_stops_it_and_breaks_nothing(lesson, quick, small_disk):
     assert fit.items() <= state(out).items() and len(state(out)) == 12
 
 
+def test_what_no_disk_can_hold_is_no_failed_run(lesson, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(running, "run_lesson", full)
+    code, told = kdlab("sweep", lesson, "--seeds", 3, "-o", "out", "--jobs", 1)
+    assert code == 1 and "No space left" in told and "the same command goes on" in told
+    assert state(Path("out")) == {}
+    assert_tidy(Path("out"))
+
+
 def test_a_folder_that_cannot_be_made_is_told(lesson, quick):
     Path("out").write_text("in the way")
     code, told = kdlab("sweep", lesson, "-o", "out")
