@@ -60,11 +60,10 @@ def check_packages() -> Iterator[Finding]:
     for need in needed:
         if need.marker and not need.marker.evaluate({"extra": ""}):
             continue
-        try:
-            version = importlib.metadata.version(need.name)
-        except importlib.metadata.PackageNotFoundError:
+        if not _is_installed(need.name):
             yield Finding(need.name, MISSING, f"not installed, needs {need.specifier}", advice)
             continue
+        version = importlib.metadata.version(need.name)
         if not need.specifier.contains(version, prereleases=True):
             yield Finding(need.name, MISSING, f"{version}, needs {need.specifier}", advice)
         elif need.name in SHOWN:
@@ -151,11 +150,81 @@ def check_teachers() -> Iterator[Finding]:
             yield Finding(f"teacher {name}", CHANGE, "missing or damaged", advice)
 
 
+def check_results() -> Iterator[Finding]:
+    """The stored results of comparisons that take too long for a lesson."""
+    from kdlab.files import project_folder
+
+    root = project_folder()
+    found = sorted((root / "data" / "results").glob("*.csv")) if root else []
+    if found:
+        yield Finding("results", OK, f"{len(found)} stored comparisons")
+    else:
+        advice = "unpack the course anew; lessons from 01 on show them"
+        yield Finding("results", MISSING, "no stored comparisons", advice)
+
+
+def check_reading() -> Iterator[Finding]:
+    """A shipped teacher reads images, as the lessons let it; its accuracy is known."""
+    from kdlab import datasets
+    from kdlab.metrics import accuracy
+    from kdlab.training import predict, teachers
+
+    if not all(row["whole"] for row in teachers.status() if row["name"] == "digits"):
+        return
+    data = datasets.load("digits")
+    teacher, _ = teachers.load_teacher(data)
+    right = accuracy(predict(teacher, data.test.x), data.test.y)
+    found = f"the teacher reads {right:.0%} of {len(data.test)} digits"
+    if right >= 0.9:
+        yield Finding("reading", OK, found)
+    else:
+        yield Finding("reading", MISSING, found, "torch computes wrongly here: install it anew")
+
+
+def check_extras() -> Iterator[Finding]:
+    """What single lessons import beyond the package's own needs."""
+    from packaging.requirements import Requirement
+
+    needed = [Requirement(text) for text in importlib.metadata.requires("kdlab") or []]
+    extra = {"extra": "compression"}
+    names = [n.name for n in needed if n.marker and n.marker.evaluate(extra)]
+    lacking = [name for name in names if not _is_installed(name)]
+    if lacking:
+        advice = "`pip install -c requirements.lock -e '.[compression]'`; the lessons on it need it"
+        yield Finding("compression", CHANGE, f"not installed: {', '.join(lacking)}", advice)
+    else:
+        yield Finding("compression", OK, f"{len(names)} packages installed")
+
+
+def check_progress() -> Iterator[Finding]:
+    """The file that keeps what a learner has solved."""
+    from kdlab.lab import progress
+
+    file = progress.path()
+    if file is None:
+        yield Finding("progress", OK, f"not kept ({progress.SWITCH})")
+        return
+    existing = next(p for p in (file.parent, *file.parents) if p.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK):
+        yield Finding("progress", OK, str(file))
+    else:
+        advice = f"set {progress.SWITCH} to a file of your own, or to off"
+        yield Finding("progress", CHANGE, f"{file} cannot be written", advice)
+
+
 def usable_cores() -> int:
     """Return the number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _safely(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -174,4 +243,8 @@ CHECKS = (
     check_cache,
     check_kernel,
     check_teachers,
+    check_reading,
+    check_results,
+    check_extras,
+    check_progress,
 )
