@@ -119,7 +119,7 @@ def cost(
     _check(example, runs, seconds, threads, watts)
     module = model if isinstance(model, nn.Module) else None
     device = device_of(module) if module else torch.device("cpu")
-    example = example.to(device)
+    example = example.to(device).clone()  # a slice would be weighed with all it was cut from
     own_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads or own_threads)

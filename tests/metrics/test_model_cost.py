@@ -158,6 +158,15 @@ def test_views_and_values_in_place_take_no_memory():
     assert found.memory_bytes == 4 * (16 * 64 + 64 + 2 * (16 + 64))
 
 
+def test_a_slice_of_many_inputs_weighs_as_much_as_itself():
+    many = torch.zeros(1000, 16)
+    model = nn.Linear(16, 2)
+    assert (
+        cost(model, many[:3], **QUICK).memory_bytes
+        == cost(model, torch.zeros(3, 16), **QUICK).memory_bytes
+    )
+
+
 def test_what_is_no_module_is_timed_and_says_the_rest_itself():
     class Session:
         parameters, threads = 123, 7
