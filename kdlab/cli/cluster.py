@@ -50,8 +50,8 @@ def connect(address: str, jobs: int) -> Iterator[Client]:
 def run_there(client: Client, order: sweep.Order) -> Callable[..., Iterator[Outcome]]:
     """Return what makes runs on the cluster and yields each outcome as it comes.
 
-    Dask starts the run of a worker that died again on another one. After three deaths the run is
-    kept as one that failed.
+    Dask starts the run of a worker that died again on another one. A run that outlives no worker
+    (Dask tries it four times) is kept as one that failed.
     """
     from distributed import KilledWorker, as_completed
 

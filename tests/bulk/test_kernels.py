@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import signal
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty
@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from bulk_hands import assert_tidy, forking, in_a_fork, kdlab, notebook_at, state, wait_for
 
-from kdlab.cli import engine, runs
+from kdlab.cli import cluster, engine, grid, runs, sweep
 from kdlab.lab import MIME
 
 REAL = """\
@@ -119,6 +119,47 @@ def test_a_killed_worker_of_a_cluster_loses_no_run(tmp_path, marks):
     assert "the kernel died" in words_told
     assert len(state(out)) == 3
     assert_tidy(out)
+
+
+def test_a_run_that_kills_every_worker_fails_and_a_lost_scheduler_ends_the_sweep(
+    tmp_path, monkeypatch
+):
+    """A stand-in for the cluster: the real one would take four dead workers to say this."""
+    distributed = pytest.importorskip("distributed")
+    lesson, fates = notebook_at(tmp_path / "tiny.ipynb"), []
+
+    class Future:
+        def __init__(self, fate):
+            self.fate = fate
+
+        def result(self):
+            raise self.fate
+
+        def done(self):
+            return False
+
+    class Cluster:
+        loop = cancelled = None
+
+        def submit(self, function, run, order, wait, pure):
+            assert function is sweep.perform and not pure
+            return Future(fates.pop())
+
+        def cancel(self, futures):
+            self.cancelled = futures
+
+    monkeypatch.setattr(distributed, "as_completed", lambda futures, loop: futures)
+    client = Cluster()
+    planned = grid.plan(lesson, runs.read_notebook(lesson), {}, 1, tmp_path / "out")
+    make = cluster.run_there(client, sweep.Order())
+    fates.append(distributed.KilledWorker("perform", None, 3))
+    (outcome,) = make(planned, True)
+    assert outcome.status == runs.FAILED and outcome.reason == "its worker died 4 times"
+    assert runs.facts_of(planned[0].folder)["reason"] == outcome.reason
+    fates.append(CancelledError())
+    with pytest.raises(OSError, match="the scheduler is gone"):
+        list(make(planned, True))
+    assert len(client.cancelled) == 1
 
 
 def test_a_reply_that_woke_nobody_is_found(monkeypatch):
