@@ -7,7 +7,7 @@ TORCH  := 2.13.0
 # Jupyter refuses to run as root, which is who one is in most containers
 ROOT   := $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
 
-.PHONY: setup lab test course notebooks teachers results readme bench lock clean
+.PHONY: setup lab test course site notebooks teachers results readme bench lock clean
 .DEFAULT_GOAL := lab
 
 $(READY): pyproject.toml requirements.lock
@@ -30,6 +30,9 @@ test: $(READY)           ## everything that is proved
 
 course: $(READY)         ## run every lesson, write HTML pages to build/course
 	$(BIN)/kdlab course build/course
+
+site: $(READY)           ## the executed lessons, the guides and the API as pages: build/site
+	$(BIN)/python tools/build_site.py
 
 notebooks: $(READY)      ## execute the lessons in place; a second run changes no byte
 	$(BIN)/python tools/rerun.py notebooks/*.ipynb
