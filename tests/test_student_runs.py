@@ -1,0 +1,119 @@
+"""Hand-outs in real kernels: a lesson runs unsolved, and nbgrader gives full points and none."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from typer.testing import CliRunner
+
+from kdlab import cli
+from kdlab.cli import running, student
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDLAB_RECORDS", str(tmp_path / "records"))
+    monkeypatch.setenv("KDLAB_PROGRESS", str(tmp_path / "progress.json"))
+
+
+@pytest.fixture
+def kdlab():
+    """Run the command; gives exit code and all it printed."""
+
+    def call(*words):
+        result = CliRunner().invoke(cli.app, list(map(str, words)))
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, re.sub(r"\s+", " ", result.output)
+
+    return call
+
+
+def tags(cell):
+    return set(cell.metadata.get("tags", []))
+
+
+def tagged(notebook, tag):
+    return [cell for cell in notebook.cells if tag in tags(cell)]
+
+
+def lines(cells):
+    found = (line.strip() for cell in cells for line in cell.source.splitlines())
+    return {line for line in found if line}
+
+
+def secrets(notebook):
+    """Lines that stand in solutions and notes only."""
+    hidden = [c for c in notebook.cells if tags(c) & {"solution", "instructor"}]
+    return lines(hidden) - lines(c for c in notebook.cells if c not in hidden)
+
+
+@pytest.mark.notebook
+def test_a_lesson_runs_unsolved_from_top_to_bottom(kdlab, tmp_path):
+    assert kdlab("student", tmp_path / "out", "01b", "--lessons", FOLDER)[0] == 0
+    handed = tmp_path / "out" / "01b_broken_distillers.ipynb"
+    done = running.run_lesson(handed, tmp_path / "run.ipynb", {}, timeout=300, progress=False)
+    outputs = [o for cell in tagged(done, "exercise") for o in cell.outputs]
+    said = "".join(o.text for o in outputs if o.output_type == "stream")
+    assert said.count("… ") == 6 and "✓" not in said and "✗" not in said
+    assert not (tmp_path / "progress.json").exists(), "nobody solved anything"
+
+
+def solved(notebook, lesson):
+    """A learner's notebook in which each placeholder is followed by the lesson's answer."""
+    answers = {c.id: c.source for c in student.for_nbgrader(lesson).cells}
+    for cell in notebook.cells:
+        if cell.metadata.get("nbgrader", {}).get("solution"):
+            cell.source = answers[cell.id].replace("### BEGIN SOLUTION", "# my answer")
+            cell.source = cell.source.replace("### END SOLUTION", "")
+    return notebook
+
+
+@pytest.mark.notebook
+def test_nbgrader_gives_full_points_and_none(kdlab, tmp_path):
+    """The exercises of lesson 01 without the training between them."""
+    name = "01_soft_targets"
+    lesson = nbformat.read(FOLDER / f"{name}.ipynb", 4)
+    few = {"parameters", "exercise", "solution"}
+    lesson.cells = [c for c in lesson.cells if tags(c) & few or student.START.search(c.source)]
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(lesson, tmp_path / "notebooks" / f"{name}.ipynb")
+    course = tmp_path / "course"
+    words = ("student", course, "--nbgrader", "--lessons", tmp_path / "notebooks")
+    assert "nbgrader generate_assignment" in kdlab(*words)[1]
+
+    def nbgrader(*words):
+        command = [sys.executable, "-m", "nbgrader", *words, "--create"]
+        private = {"HOME": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}
+        programs = (str(Path(sys.executable).parent), os.environ["PATH"])
+        private["PATH"] = os.pathsep.join(programs)  # nbgrader calls alembic by its name
+        done = subprocess.run(
+            command, cwd=course, env=os.environ | private, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    nbgrader("generate_assignment", name)
+    released = course / "release" / name / f"{name}.ipynb"
+    text = released.read_text()
+    assert [line for line in secrets(lesson) if json.dumps(line)[1:-1] in text] == []
+    assert "SOLUTION" not in text and text.count("replace the ... above") == 4
+    release = nbformat.read(released, 4)
+    for person, handed_in in [("solved", solved(release, lesson)), ("unsolved", None)]:
+        folder = course / "submitted" / person / name
+        folder.mkdir(parents=True)
+        nbformat.write(handed_in or nbformat.read(released, 4), folder / f"{name}.ipynb")
+    nbgrader("autograde", name)
+
+    from nbgrader.api import Gradebook
+
+    with Gradebook(f"sqlite:///{course / 'gradebook.db'}") as book:
+        scores = {s.student.id: (s.score, s.max_score) for s in book.assignment_submissions(name)}
+    assert scores == {"solved": (4.0, 4.0), "unsolved": (0.0, 4.0)}
+    assert not (tmp_path / ".kdlab").exists() and not (tmp_path / "progress.json").exists()
