@@ -45,6 +45,8 @@ class Distiller(nn.Module):
         teacher_taps: module paths to read in the teacher.
         needs_teacher: False for a control that works without one.
         needs_input_gradients: True for a method that differentiates logits by the images.
+        remembers_images: True for a method whose memory of each training image moves in `forward`;
+            several processes, each with its share of the images, cannot train with it.
         complete: False for a method that never trains the student's classifier, such as a hint;
             it is there to be added to one that does: ``Labels() + Hints()``.
         in_tournament: False for a method that the stored comparisons of lessons 01 to 03 leave
@@ -56,6 +58,7 @@ class Distiller(nn.Module):
     teacher_taps: tuple[str, ...] = ()
     needs_teacher: bool = True
     needs_input_gradients: bool = False
+    remembers_images: bool = False
     complete: bool = True
     in_tournament: bool = True
 
@@ -117,6 +120,7 @@ class Wrapper(Distiller):
         self._collect_taps()
         self.needs_teacher = any(part.needs_teacher for part in parts)
         self.needs_input_gradients = any(part.needs_input_gradients for part in parts)
+        self.remembers_images = any(part.remembers_images for part in parts)
         self.complete = any(part.complete for part in parts)
 
     @property

@@ -48,6 +48,7 @@ class Contrastive(LayerDistiller):
             one class, or outputs without ``index``.
     """
 
+    remembers_images = True
     student_bank: Tensor
     teacher_bank: Tensor
     _order: Tensor

@@ -4,7 +4,7 @@ from kdlab.training.history import History, Run
 from kdlab.training.loop import Moment, fit
 from kdlab.training.predict import predict, read_taps
 from kdlab.training.study import Setting, study
-from kdlab.training.teacher_outputs import TeacherOutputs, stored_teacher_outputs
+from kdlab.training.teacher_outputs import TeacherOutputs, cache_bytes, stored_teacher_outputs
 from kdlab.training.teachers import load_teacher
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Run",
     "Setting",
     "TeacherOutputs",
+    "cache_bytes",
     "fit",
     "load_teacher",
     "predict",

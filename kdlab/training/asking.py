@@ -12,6 +12,7 @@ from kdlab.datasets import Data
 from kdlab.distillers import Distiller, Outputs
 from kdlab.models import Taps
 from kdlab.training.batches import Batches, autocast
+from kdlab.training.distributed import ALONE, Alone
 from kdlab.training.predict import predict, visiting
 from kdlab.training.teacher_outputs import TeacherOutputs
 
@@ -59,16 +60,19 @@ class CachedTeacher:
 class RememberedTeacher:
     """A teacher whose logits and inner layers were read before the first step, for each view."""
 
-    def __init__(self, live: LiveTeacher, batches: Batches, views: int) -> None:
+    def __init__(
+        self, live: LiveTeacher, batches: Batches, views: int, ranks: Alone = ALONE
+    ) -> None:
         self.logits: list[Tensor] = []
         self.taps: list[dict[str, Tensor]] = []
-        everything = torch.arange(len(batches.labels), device=batches.labels.device)
+        count = len(batches.labels)
+        everything = ranks.share(torch.arange(count, device=batches.labels.device))
         for view in range(views):
             said = [live(batches(part, view), part, view) for part in everything.split(256)]
-            self.logits.append(torch.cat([outputs.logits for outputs in said]))
-            self.taps.append(
-                {path: torch.cat([outputs.taps[path] for outputs in said]) for path in live.taps}
-            )
+            logits = torch.cat([outputs.logits for outputs in said])
+            taps = {path: torch.cat([outputs.taps[path] for outputs in said]) for path in live.taps}
+            self.logits.append(ranks.gather(logits, count))
+            self.taps.append({path: ranks.gather(tap, count) for path, tap in taps.items()})
 
     @staticmethod
     def size(live: LiveTeacher, batches: Batches, views: int) -> int:
@@ -98,6 +102,7 @@ def choose_asker(
     batches: Batches,
     outputs: TeacherOutputs | None,
     precision: str,
+    ranks: Alone = ALONE,
 ) -> Ask:
     """Return how ``fit`` asks the teacher: the cheapest way that this method and these views allow.
 
@@ -112,7 +117,7 @@ def choose_asker(
         if outputs is not None:
             outputs.check(teacher, data, augment, views)
         else:
-            outputs = TeacherOutputs.build(teacher, data, augment, views, device)
+            outputs = TeacherOutputs.build(teacher, data, augment, views, device, ranks)
         return CachedTeacher(outputs.to(device))
     if outputs is not None:
         raise ValueError(
@@ -129,4 +134,4 @@ def choose_asker(
         return live
     if RememberedTeacher.size(live, batches, views) > REMEMBERED_BYTES:
         return live
-    return RememberedTeacher(live, batches, views)
+    return RememberedTeacher(live, batches, views, ranks)

@@ -8,6 +8,7 @@ import functools
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -97,6 +98,24 @@ def fast_kernels(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators of the CPU and of ``device``.
+
+    ``torch.manual_seed`` would reseed every other device, too.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def forked_generators(device: torch.device) -> AbstractContextManager[None]:
+    """Set the generators of the CPU and of ``device`` aside; they come back as they were."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def describe() -> dict[str, str | int | float | bool]:

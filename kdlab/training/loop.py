@@ -22,11 +22,19 @@ from kdlab.losses.checks import unchecked_values
 from kdlab.metrics import accuracy, negative_log_likelihood
 from kdlab.training.asking import choose_asker
 from kdlab.training.batches import Batches
-from kdlab.training.device import fast_kernels, pick_device, pick_precision
+from kdlab.training.device import (
+    fast_kernels,
+    forked_generators,
+    pick_device,
+    pick_precision,
+    seed_generators,
+)
+from kdlab.training.distributed import Alone, Ranks, join
 from kdlab.training.history import History, Run
-from kdlab.training.interrupt import Stop, deferred_interrupt
+from kdlab.training.interrupt import Stop
 from kdlab.training.predict import predict, visiting
 from kdlab.training.progress import Progress
+from kdlab.training.shared_step import SharedStep
 from kdlab.training.state import State
 from kdlab.training.step import Step
 from kdlab.training.teacher_outputs import TeacherOutputs, fingerprint
@@ -134,6 +142,7 @@ def fit(
     Each epoch shuffles anew and drops the last, incomplete batch. The same seed gives the same
     run. An interrupt (Ctrl-C, the toolbar's square) ends it between two steps with a usable
     model; with ``checkpoint`` the next call goes on from there bit for bit. Derived in lesson 01.
+    Under ``torchrun`` all ranks share each batch and end with the same model: docs/scale.md.
 
     Args:
         model: returns logits ``[B, C]`` for images ``[B, c, h, w]``; trained in place.
@@ -156,26 +165,29 @@ def fit(
         teacher_outputs: such answers, made before with ``TeacherOutputs.build``.
         checkpoint: a file, written after each epoch and when interrupted.
         validate: measure ``val_accuracy`` and ``val_nll`` after each epoch (else after the last).
-        callbacks: called with a ``Moment`` after each step.
+        callbacks: called with a ``Moment`` after each step, on every rank.
         progress: show a progress bar.
 
     Raises:
         ValueError: an argument out of its range, a distiller without the teacher it needs (or the
-            reverse), a checkpoint of another run, a cache of another teacher or data set.
+            reverse), a checkpoint of another run, a cache of another teacher or data set, ranks
+            that were told different things.
+        RuntimeError: another rank is gone, or there is too little memory.
     """
     check_budget(epochs, batch_size, lr, optimizer, weight_decay, seed)
     _check(model, data, distiller, teacher, augment, views, compile)
-    target = pick_device(device)
+    ranks, target = join(pick_device(device))
     dtype = pick_precision(precision, target)
     lr, weight_decay = float(lr), float(weight_decay)  # a checkpoint holds no NumPy numbers
     size = int(min(batch_size, len(data.train)))
     plan = Plan(len(data.train), int(epochs), size, lr, int(seed), 1 if augment is None else views)
     home = next(model.parameters()).device
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(_rng_devices(target)))
+        stack.enter_context(ranks.guarded())
+        stack.enter_context(forked_generators(target))
         stack.enter_context(fast_kernels(target))
         stack.enter_context(unchecked_values())
-        _seed(plan.seed, target)
+        seed_generators(plan.seed, target)
         stack.callback(lambda: model.to(home).eval())
         batches = Batches(data.train, augment, target)
         modules = {"model": model.to(target)}
@@ -185,10 +197,11 @@ def fit(
                 distiller.prepare(model, teacher, data.train)
             modules["distiller"] = distiller.to(target)
         identity: dict[str, Any] = {}
-        if checkpoint is not None:
+        if checkpoint is not None or ranks.size > 1:
             identity = asdict(plan) | _identity(model, data, distiller, teacher)
             identity |= {"optimizer": optimizer, "weight_decay": weight_decay}
             identity |= {"augment": repr(augment)}
+        ranks.check(size, identity, distiller)
         update = OPTIMIZERS[optimizer](
             [p for module in modules.values() for p in module.parameters() if p.requires_grad],
             lr=torch.tensor(lr) if compile else lr,
@@ -196,19 +209,21 @@ def fit(
             fused=target.type in ("cpu", "cuda"),
         )
         ask = choose_asker(
-            stack, teacher, data, distiller, plan.views, batches, teacher_outputs, dtype
+            stack, teacher, data, distiller, plan.views, batches, teacher_outputs, dtype, ranks
         )
-        step = Step(model, distiller, ask, update, batches, dtype, compile)
+        step = make_step(ranks, model, distiller, ask, update, batches, dtype, compile)
         stack.callback(step.close)
-        state = State(modules, update, identity, checkpoint)
+        state = State(modules, update, identity, checkpoint, ranks)
         state.resume()
-        bar = Progress((epochs - state.epoch) * plan.steps, "training", progress)
+        bar = Progress(
+            (epochs - state.epoch) * plan.steps, "training", progress and ranks.rank == 0
+        )
         stack.enter_context(bar)
 
         def score() -> dict[str, float]:
             if not (validate or state.epoch == epochs):
                 return {}
-            logits = predict(model, data.val.x, device=target)
+            logits = ranks.predict(model, data.val.x, device=target)
             return {
                 "val_accuracy": accuracy(logits, data.val.y),
                 "val_nll": negative_log_likelihood(logits, data.val.y),
@@ -219,16 +234,23 @@ def fit(
             for callback in callbacks:
                 callback(Moment(epoch, number, plan.steps, terms, model, state.history))
 
-        stop = stack.enter_context(deferred_interrupt())
+        stop = stack.enter_context(ranks.interrupts())
         clock = run_epochs(plan, state, step, score, tell, stop)
         state.save()
     interrupted = state.epoch < epochs
-    if interrupted:
+    if interrupted and ranks.rank == 0:
         _say_interrupted(state, plan)
     micro_batch = step.micro_batch or size
     facts = {"device": target.type, "precision": dtype, "micro_batch": micro_batch}
     rate = clock.steps * size / clock.seconds if clock.seconds else math.nan
+    if ranks.size > 1:
+        facts["ranks"] = ranks.size
     return Run(model, state.history, interrupted, clock.steps, clock.seconds, rate, facts)
+
+
+def make_step(ranks: Alone, *arguments: Any) -> Step:
+    """Return a step of this process alone, or this rank's part of a step of all ranks."""
+    return SharedStep(ranks, *arguments) if isinstance(ranks, Ranks) else Step(*arguments)
 
 
 def run_epochs(
@@ -346,20 +368,6 @@ def _identity(
         "distiller": repr(distiller),
         "teacher": fingerprint(teacher) if teacher is not None else None,
     }
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    """Seed what ``fork_rng`` has set aside; torch.manual_seed would reseed every other device."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
-
-
-def _rng_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
 
 
 def _say_interrupted(state: State, plan: Plan) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.training.checkpoint import load_checkpoint, try_to_save
+from kdlab.training.distributed import ALONE, Alone
 from kdlab.training.history import History
 from kdlab.training.step import add_up
 
@@ -19,7 +20,8 @@ RESERVED = {"epoch", "loss", "lr", "val_accuracy", "val_nll"}
 class State:
     """Epoch, step, weights, optimizer, random numbers and history of one run.
 
-    ``identity`` says which run this is; a checkpoint of another is refused.
+    ``identity`` says which run this is; a checkpoint of another is refused. Of several ``ranks``
+    the first writes and reads; all stand at the same place.
     """
 
     def __init__(
@@ -28,11 +30,13 @@ class State:
         optimizer: torch.optim.Optimizer,
         identity: dict[str, Any],
         path: str | os.PathLike[str] | None,
+        ranks: Alone = ALONE,
     ) -> None:
         self.modules = modules
         self.optimizer = optimizer
         self.identity = identity
         self.path = Path(path) if path else None
+        self.ranks = ranks
         self.epoch = 0
         self.step = 0
         self.totals: dict[str, Tensor] = {}
@@ -64,7 +68,7 @@ class State:
 
     def save(self) -> None:
         """Write the checkpoint, if there is a path for it."""
-        if self.path is None:
+        if self.path is None or self.ranks.rank > 0:
             return
         device = self._device
         state = {
@@ -83,9 +87,9 @@ class State:
 
     def resume(self) -> None:
         """Go to where the checkpoint stands, if there is one."""
-        if self.path is None or not self.path.exists():
+        state = self.ranks.from_first(self._load)
+        if state is None:
             return
-        state = load_checkpoint(self.path, self.identity)
         self.epoch, self.step = state["epoch"], state["step"]
         self.totals, self.measured = (
             {name: total.to(self._device) for name, total in state[sums].items()}
@@ -98,6 +102,11 @@ class State:
         torch.set_rng_state(state["rng"])
         if state["rng_cuda"] is not None and self._device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"], self._device)
+
+    def _load(self) -> dict[str, Any] | None:
+        if self.path is None or not self.path.exists():
+            return None
+        return load_checkpoint(self.path, self.identity)
 
     @property
     def _device(self) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from kdlab.datasets import Data
 from kdlab.datasets.views import Augmentation
 from kdlab.files import atomic_write
+from kdlab.losses.checks import check_count
 from kdlab.training.device import pick_device
-from kdlab.training.predict import predict
+from kdlab.training.distributed import ALONE, Alone, join
 
 
 class TeacherOutputs:
@@ -46,8 +48,11 @@ class TeacherOutputs:
         augment: Augmentation | None = None,
         views: int = 1,
         device: str | torch.device = "auto",
+        ranks: Alone = ALONE,
     ) -> TeacherOutputs:
         """Ask ``teacher`` about ``views`` views of every training image of ``data``.
+
+        With several ``ranks``, which must all call this, each asks about its share.
 
         Raises:
             ValueError: views < 1, several views without augmentation, or a teacher that answers
@@ -61,7 +66,7 @@ class TeacherOutputs:
         below, peak = [], []
         for view in range(views):
             images = augment(data.train.x, index, view) if augment else data.train.x
-            logits = predict(teacher, images, device=device)
+            logits = ranks.predict(teacher, images, device=device)
             if not torch.isfinite(logits).all():
                 raise ValueError("teacher: its logits hold NaN or infinity; was it trained well?")
             largest = logits.amax(dim=-1, keepdim=True)
@@ -120,6 +125,24 @@ class TeacherOutputs:
         return cache
 
 
+def cache_bytes(samples: int, classes: int, views: int = 1) -> int:
+    """Return how many bytes `TeacherOutputs` take, in memory and (but for a header) in a file.
+
+    For each view of a sample 2 bytes for each of the C classes and 4 for the largest logit.
+
+    Args:
+        samples: training images, at least 1.
+        classes: C, at least 1.
+        views: views of each image, at least 1.
+
+    Raises:
+        ValueError: an argument that is no whole number from 1 on.
+    """
+    for name, count in (("samples", samples), ("classes", classes), ("views", views)):
+        check_count(name, count)
+    return views * samples * (2 * classes + 4)
+
+
 def cache_key(
     teacher: nn.Module, data: Data, augment: Augmentation | None, views: int
 ) -> dict[str, str]:
@@ -155,22 +178,30 @@ def stored_teacher_outputs(
 ) -> TeacherOutputs:
     """Return the cache kept in ``folder``, building and storing it where it is missing or damaged.
 
-    Two processes may do this at once: each writes a whole file, and either file is right. Where
-    the folder cannot be written, a warning says so and the cache serves this once.
+    Two processes may do this at once: each writes a whole file, and either file is right. Under
+    ``torchrun`` each rank asks about its share, and rank 0 writes; all must see the folder. Where
+    it cannot be written, a warning says so and the cache serves this once.
     """
     key = cache_key(teacher, data, augment, views)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(folder) / f"teacher-outputs-{name}.safetensors"
-    try:
-        return TeacherOutputs.load(path, **key)
-    except (FileNotFoundError, ValueError):  # missing, or damaged and about to be replaced
-        cache = TeacherOutputs.build(teacher, data, augment, views, pick_device(device))
+    ranks, target = join(pick_device(device))
+    found = None
+    with contextlib.suppress(FileNotFoundError, ValueError):  # missing, or damaged: replaced
+        found = TeacherOutputs.load(path, **key)
+    if not ranks.any(found is None) and found is not None:
+        return found
+    cache = TeacherOutputs.build(teacher, data, augment, views, target, ranks)
+    ranks.from_first(lambda: _try_to_save(cache, path))
+    return cache
+
+
+def _try_to_save(cache: TeacherOutputs, path: Path) -> None:
     try:
         cache.save(path)
     except OSError as error:
         warnings.warn(
             f"teacher_outputs: {path.name} could not be written ({error.strerror}); the answers "
             "are used but not kept. Free some space or choose a writable folder.",
-            stacklevel=2,
+            stacklevel=5,
         )
-    return cache

@@ -14,7 +14,13 @@ from torch import nn
 from kdlab.datasets.views import Augmentation
 from kdlab.distillers import SoftTargets
 from kdlab.losses import soft_target_loss
-from kdlab.training import TeacherOutputs, fit, stored_teacher_outputs, teacher_outputs
+from kdlab.training import (
+    TeacherOutputs,
+    cache_bytes,
+    fit,
+    stored_teacher_outputs,
+    teacher_outputs,
+)
 from kdlab.training.teacher_outputs import cache_key
 
 DATA = make_data()
@@ -136,6 +142,17 @@ def test_round_trip(tmp_path):
     read = TeacherOutputs.load(tmp_path / "deep" / "a.safetensors", teacher=kept.key["teacher"])
     read.check(teacher, DATA, AUGMENT, 2)
     assert torch.equal(read.below, kept.below) and torch.equal(read.peak, kept.peak)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_cache_bytes_are_those_of_a_cache(tmp_path, views):
+    kept = TeacherOutputs.build(make_mlp(DATA), DATA, AUGMENT, views)
+    count = cache_bytes(len(DATA.train), DATA.num_classes, views)
+    assert kept.below.nbytes + kept.peak.nbytes == count
+    kept.save(tmp_path / "a.safetensors")
+    assert 0 < (tmp_path / "a.safetensors").stat().st_size - count < 1000
+    with pytest.raises(ValueError, match="classes: 0, expected a whole number of at least 1"):
+        cache_bytes(10, 0)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
