@@ -44,6 +44,7 @@ def test_lines_by_a_column_and_values_that_are_missing_or_texts():
     assert figure.axes[0].get_ylabel() == "the loss" and figure.axes[0].get_legend() is None
     words = plots.swept_points(frame(data=["b", "a", "b", "a", "a"]), "loss", x="data")
     assert ticks(words) == ["a", "b"]
+    assert [plot.axes[0].lines[0].get_linestyle() for plot in (words, figure)] == ["None", "-"]
 
 
 @pytest.mark.parametrize(

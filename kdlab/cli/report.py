@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdlab.cli import runs
@@ -22,10 +23,26 @@ def swept(table: pd.DataFrame) -> list[str]:
     return [n for n in parameter_names(table) if n != "seed" and table[n].nunique(dropna=False) > 1]
 
 
-def measures(
-    table: pd.DataFrame, metrics: list[str] | None = None
-) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
-    """Yield (lesson, record, metric, rows) for all that was measured in runs that are done.
+@dataclass(frozen=True)
+class Measure:
+    """One column of numbers of one record.
+
+    Attributes:
+        lesson, record: where it was recorded.
+        metric: the column.
+        keys: recorded columns that tell the rows of one run apart: the setting, the layer, ....
+        rows: of ``gather``'s table, all that have a number.
+    """
+
+    lesson: str
+    record: str
+    metric: str
+    keys: list[str]
+    rows: pd.DataFrame
+
+
+def measures(table: pd.DataFrame, metrics: list[str] | None = None) -> Iterator[Measure]:
+    """Yield all that was measured in runs that are done.
 
     Args:
         table: as ``gather`` gives it.
@@ -34,51 +51,50 @@ def measures(
     Raises:
         ValueError: nothing of that name was recorded.
     """
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
     known = set()
     done = table[(table["status"] == runs.DONE) & table["record"].notna()]
     for (lesson, record), rows in done.groupby(["lesson", "record"], sort=False):
+        keys = _keys(rows)
         for name in recorded_names(table):
-            column = rows[name]
-            if is_bool_dtype(column) or not is_numeric_dtype(column) or column.isna().all():
+            if name in keys or not _is_number(rows[name]) or rows[name].isna().all():
                 continue
             known |= {name, str(record)}
             wanted = {name, str(record)} & set(metrics or [])
             if wanted or (not metrics and name not in BOUNDS and name not in SEEDS):
-                yield str(lesson), str(record), name, rows[column.notna()]
+                there = rows[rows[name].notna()]
+                yield Measure(str(lesson), str(record), name, keys, there)
     for name in metrics or []:
         check_known("metric", name, sorted(known))
 
 
-def lines_of(rows: pd.DataFrame, x: str) -> tuple[list[str], list[str]]:
+def lines_of(measure: Measure, x: str) -> tuple[list[str], list[str]]:
     """Return the columns whose combinations are the lines of a figure over ``x``, and the others.
 
-    They are what was recorded as text (as a rule the setting), then the swept parameters, as long
-    as a figure can tell all their combinations apart.
+    They are the keys, then the swept parameters, as long as a figure can tell all their
+    combinations apart.
     """
     kept: list[str] = []
     others: list[str] = []
-    for name in [*_texts(rows), *(name for name in swept(rows) if name != x)]:
-        few = len(rows[[*kept, name]].drop_duplicates()) <= LINES
+    for name in [*measure.keys, *(name for name in swept(measure.rows) if name != x)]:
+        few = len(measure.rows[[*kept, name]].drop_duplicates()) <= LINES
         (kept if few else others).append(name)
     return kept, others
 
 
-def per_seed(rows: pd.DataFrame, metric: str, columns: list[str]) -> pd.DataFrame:
-    """Return one mean of ``metric`` for each setting and seed: what an interval may count as one.
+def per_seed(measure: Measure, columns: list[str]) -> pd.DataFrame:
+    """Return one mean for each setting and seed: what an interval may count as one.
 
     A lesson that trains with several seeds records them; runs whose seeds follow one another then
     hold the same training twice. It counts once. Without a seed in the record the run's own holds.
 
     Args:
-        rows: of one measure, as ``measures`` gives them.
-        metric: column of numbers.
+        measure: one of ``measures``.
         columns: that tell the settings apart; all others are averaged over.
     """
-    known = (name for name in SEEDS if name in rows and rows[name].notna().all())
-    unit = next(known, "run")
-    return rows.groupby([*columns, unit], sort=False, dropna=False)[metric].mean().reset_index()
+    rows = measure.rows
+    unit = next((name for name in SEEDS if name in rows and rows[name].notna().all()), "run")
+    groups = rows.groupby([*columns, unit], sort=False, dropna=False)
+    return groups[measure.metric].mean().reset_index()
 
 
 def summary(table: pd.DataFrame, metrics: list[str] | None = None) -> pd.DataFrame:
@@ -96,30 +112,30 @@ def summary(table: pd.DataFrame, metrics: list[str] | None = None) -> pd.DataFra
     from kdlab.metrics import mean_interval
 
     lines = []
-    for lesson, record, metric, rows in measures(table, metrics):
-        columns = [*_texts(rows), *swept(rows)]
-        means = per_seed(rows, metric, columns)
+    for m in measures(table, metrics):
+        columns = [*m.keys, *swept(m.rows)]
+        means = per_seed(m, columns)
         for setting, group in means.groupby(named(means, columns, table), sort=False):
-            i = mean_interval(group[metric])
-            lines.append((lesson, record, metric, setting, i.mean, i.low, i.high, i.n))
+            i = mean_interval(group[m.metric])
+            lines.append((m.lesson, m.record, m.metric, setting, i.mean, i.low, i.high, i.n))
     columns = ["lesson", "record", "metric", "setting", "mean", "low", "high", "n"]
     return pd.DataFrame(lines, columns=columns)
 
 
 def named(frame: pd.DataFrame, columns: list[str], table: pd.DataFrame) -> pd.Series:
-    """Return one text for each row: ``hints, temperature=4``; "all" without columns.
+    """Return one text for each row: ``hints, layer=2, temperature=4``; "all" without columns.
 
     Args:
         frame: has the columns.
         columns: to be told.
-        table: as ``gather`` gives it; its parameters are told with their names.
+        table: as ``gather`` gives it; its parameters, and numbers, are told with their names.
     """
     import pandas as pd
 
     names = parameter_names(table)
     texts = [
         ", ".join(
-            f"{name}={short(value)}" if name in names else short(value)
+            f"{name}={short(value)}" if name in names or _is_number(frame[name]) else short(value)
             for name, value in zip(columns, line, strict=True)
         )
         for line in frame[columns].itertuples(index=False)
@@ -130,8 +146,8 @@ def named(frame: pd.DataFrame, columns: list[str], table: pd.DataFrame) -> pd.Se
 def figures(table: pd.DataFrame, metrics: list[str] | None = None) -> Iterator[Any]:
     """Yield one figure for each measure and swept parameter: means with 95 % intervals.
 
-    Lines are what was recorded as text and the other swept parameters; where they would be more
-    than eight, the last are averaged over, and the alt text says so.
+    Lines are the keys of the record (as a rule the setting) and the other swept parameters; where
+    they would be more than eight, the last are averaged over, and the alt text says so.
 
     Args:
         table: as ``gather`` gives it.
@@ -139,22 +155,47 @@ def figures(table: pd.DataFrame, metrics: list[str] | None = None) -> Iterator[A
     """
     from kdlab import plots
 
-    for _, record, metric, rows in measures(table, metrics):
-        for x in swept(rows):
-            columns, others = lines_of(rows, x)
-            means = per_seed(rows, metric, [x, *columns])
+    for m in measures(table, metrics):
+        for x in swept(m.rows):
+            columns, others = lines_of(m, x)
+            means = per_seed(m, [x, *columns])
             means["line"] = named(means, columns, table)
             by = "line" if columns else None
-            label = (record if metric == "value" else f"{record}: {metric}").replace("_", " ")
-            figure = plots.swept_points(means, metric, x=x, by=by, label=label)
+            label = m.record if m.metric == "value" else f"{m.record}: {m.metric}"
+            label = label.replace("_", " ")
+            figure = plots.swept_points(means, m.metric, x=x, by=by, label=label)
             if others:
                 figure.set_label(f"{plots.alt_text(figure)} Averaged over {', '.join(others)}.")
             yield figure
 
 
-def _texts(rows: pd.DataFrame) -> list[str]:
-    """Return the first recorded column of texts that names a few settings, if there is one."""
+def _keys(rows: pd.DataFrame) -> list[str]:
+    """Return the columns that tell the rows of one record in one run apart.
+
+    Texts first; then numbers that every run has alike, as the temperatures at which it measured.
+    """
     from pandas.api.types import is_string_dtype
 
-    texts = [name for name in recorded_names(rows) if is_string_dtype(rows[name])]
-    return [name for name in texts if 1 < rows[name].nunique() <= LINES][:1]
+    names = recorded_names(rows)
+    texts = [name for name in names if is_string_dtype(rows[name])]
+    alike = [name for name in names if _is_number(rows[name]) and _is_alike(rows, name)]
+    own = ["run", *(name for name in SEEDS[:1] if name in rows)]
+    keys: list[str] = []
+    count = len(rows[own].drop_duplicates())
+    for name in [*texts, *alike]:
+        more = len(rows[[*own, *keys, name]].drop_duplicates())
+        if more > count:
+            keys.append(name)
+            count = more
+    return keys
+
+
+def _is_alike(rows: pd.DataFrame, name: str) -> bool:
+    each = rows.groupby("run")[name].apply(tuple)
+    return len(each) > 1 and each.nunique() == 1 and name not in BOUNDS and name not in SEEDS
+
+
+def _is_number(column: pd.Series) -> bool:
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    return is_numeric_dtype(column) and not is_bool_dtype(column)

@@ -68,7 +68,7 @@ for figure in report.figures(table, metrics):
         """\
 ## Go on
 
-`report.measures(table)` gives the rows of each measure; `table` is an ordinary DataFrame. The
+`report.measures(table)` gives each measure with its rows; `table` is an ordinary DataFrame. The
 highest mean of each measure, for a start. To choose a setting by it, measure the choice on
 validation data and the winner once on test data.""",
     ),

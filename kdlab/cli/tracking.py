@@ -96,11 +96,11 @@ def _put(
     parameters = [Param(_name(name), str(first[name])[:LONGEST]) for name in names]
     now = int(time.time() * 1000)
     metrics = [Metric("seconds", float(first["seconds"]), now, 0)]
-    for _, record, column, part in report.measures(rows.assign(status=runs.DONE)):
-        key = _name(record if column == "value" else f"{record}.{column}")
+    for m in report.measures(rows.assign(status=runs.DONE)):
+        key = _name(m.record if m.metric == "value" else f"{m.record}.{m.metric}")
         metrics += [
             Metric(key, float(value), now, int(row))
-            for row, value in zip(part["row"], part[column], strict=True)
+            for row, value in zip(m.rows["row"], m.rows[m.metric], strict=True)
         ]
     told = [] if first["status"] == runs.DONE else [RunTag("error", str(first["error"])[:LONGEST])]
     client.log_batch(made, params=parameters, tags=told)

@@ -7,6 +7,7 @@ import math
 import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
+from pandas.api.types import is_numeric_dtype
 
 from kdlab.metrics import mean_interval
 from kdlab.plots.figures import BLUE, PALETTE, labelled, new_figure, styled
@@ -24,7 +25,8 @@ def swept_points(
 ) -> Figure:
     """Draw a metric over the values of a parameter: means with 95 % intervals (Student's t).
 
-    The values stand at equal distances, in their order. A mean of one number has no bar.
+    The values stand at equal distances, in their order; numbers are joined by a line, texts not. A
+    mean of one number has no bar.
 
     Args:
         frame: tidy, one row for each independent measurement, as a rule a seed; with the columns
@@ -66,6 +68,7 @@ def swept_points(
         color=None if by else BLUE,
         dodge=0.3 if len(lines) > 1 else False,
         errorbar=_bounds,
+        linestyle="-" if is_numeric_dtype(frame[x]) else "none",
         linewidth=1.6,
         ax=axis,
     )
@@ -77,9 +80,10 @@ def swept_points(
         if legend := axis.get_legend():
             legend.remove()
         figure.legend(handles, names, loc="outside right upper", fontsize=10)
+    what = axis.get_ylabel()
     return labelled(
         figure,
-        f"{axis.get_ylabel().capitalize()} over {axis.get_xlabel()}, mean and 95 % interval"
+        f"{what[:1].upper()}{what[1:]} over {axis.get_xlabel()}, mean and 95 % interval"
         + (f": {', '.join(lines)}." if by else "."),
     )
 

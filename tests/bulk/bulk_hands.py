@@ -61,7 +61,7 @@ def in_a_fork(*words):
 def state(out):
     """What is kept: name → facts; every folder must be whole."""
     kept = {}
-    for folder in (path for path in out.iterdir() if not path.name.startswith((".", "report."))):
+    for folder in (path for path in out.glob("*") if not path.name.startswith((".", "report."))):
         assert re.fullmatch(r"[0-9a-f]{12}", folder.name) and folder.is_dir()
         kept[folder.name] = runs.facts_of(folder)
         assert kept[folder.name], f"{folder} is not whole"
@@ -73,7 +73,7 @@ def assert_tidy(out):
     assert {path.suffix for path in (out / runs.WORK).iterdir()} <= {".lock"}
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came"

@@ -173,6 +173,23 @@ def test_means_of_settings(kept):
         report.summary(gather(kept), ["acuracy"])
 
 
+def test_what_tells_rows_apart_is_no_result(tmp_path):
+    """A lesson measures two methods at three temperatures, with the parameters of each method."""
+    for seed in range(3):
+        rows = [
+            {"method": m, "T": t, "size": 7 if m == "ce" else 9, "loss": seed + t + (m == "kd")}
+            for m in ("ce", "kd")
+            for t in (1.0, 2.0, 4.0)
+        ]
+        keep(tmp_path, {"seed": seed}, [{"name": "walk", "value": rows}])
+    summary = report.summary(gather(tmp_path)).set_index(["metric", "setting"])
+    assert set(summary.index.get_level_values(0)) == {"loss", "size"}
+    assert len(summary.loc["loss"]) == 6
+    assert summary.loc[("loss", "kd, T=4"), ["mean", "n"]].tolist() == [6.0, 3]
+    with pytest.raises(ValueError, match="unknown metric 'T'"):
+        report.summary(gather(tmp_path), ["T"])
+
+
 def drawn(figure):
     """Legend name → heights of the means of a figure's line."""
     (axis,) = figure.axes
@@ -276,13 +293,13 @@ def test_killed_at_any_moment_the_next_report_is_right(kept, no_kernel, monkeypa
 
         def half(self, path, *rest, slow=slow, **options):
             Path(path).write_text("half")
-            time.sleep(0.1)
+            time.sleep(0.4)
             slow(self, path, *rest, **options)
 
         monkeypatch.setattr(pd.DataFrame, name, half)
     for _ in range(4):
         process = in_a_fork("report", kept)
-        process.join(0.2 + dice.random())
+        process.join(0.1 + 0.9 * dice.random())
         kills += process.is_alive()
         process.kill()
         process.join()
