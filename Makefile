@@ -40,10 +40,12 @@ notebooks: $(READY)      ## execute the lessons in place; a second run changes n
 teachers: $(READY)       ## train the shipped teachers anew
 	$(BIN)/kdlab teachers --rebuild
 
-results: $(READY)        ## make the stored results that lessons show anew (an hour on two cores)
+results: $(READY)        ## make the stored results that lessons show anew (three hours on two cores)
 	$(BIN)/python tools/reference_results.py
 	$(BIN)/python tools/gate_results.py
 	$(BIN)/python tools/depth_results.py
+	$(BIN)/python tools/compression_results.py
+	$(BIN)/python tools/compressed_models.py
 
 readme: $(READY)         ## write the README's tables from the stored results
 	$(BIN)/python tools/readme.py

@@ -15,6 +15,7 @@ from typing import Any
 
 import nbformat
 import readme
+import teaching
 from rerun import source_hash
 
 from kdlab.cli.pages import title_of
@@ -104,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     stale = update(list(readme.LESSONS), options.check)
     print(*(f"{path.name}: {'stale' if options.check else 'written'}" for path in stale), sep="\n")
     passed = ["--check"] if options.check else []
-    others = [tool.main(passed) for tool in (readme,)]
+    others = [tool.main(passed) for tool in (readme, teaching)]
     return int(any(others) or (options.check and bool(stale)))
 
 
