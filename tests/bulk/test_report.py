@@ -190,6 +190,14 @@ def test_what_tells_rows_apart_is_no_result(tmp_path):
         report.summary(gather(tmp_path), ["T"])
 
 
+def test_numbers_that_differ_between_runs_are_results(tmp_path):
+    for seed in range(3):
+        rows = [{"loss": seed + part} for part in (0.25, 0.75)]
+        keep(tmp_path, {"seed": seed}, [{"name": "parts", "value": rows}])
+    (line,) = report.summary(gather(tmp_path)).to_dict("records")
+    assert line["metric"] == "loss" and line["mean"] == 1.5 and line["n"] == 3
+
+
 def drawn(figure):
     """Legend name → heights of the means of a figure's line."""
     (axis,) = figure.axes
