@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import nn
 
+from kdlab import datasets
 from kdlab.compression import export, load
 from kdlab.datasets import Data, Split
 from kdlab.datasets.tokens import Tokenizer
 from kdlab.models import build_for, count_parameters
+from kdlab.training import load_teacher
 
 TOLERANCE = 1e-4  # of the largest logit
 MEAN, STD = (0.4,), (0.25,)
@@ -71,6 +73,20 @@ def test_onnx_answers_like_the_model(name, tmp_path):
     deployed = load(export(model, tmp_path / "model.onnx", data))
     same_logits(deployed, model, data)
     onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)
+
+
+@pytest.mark.parametrize("name", ["digits", "glyphs", "docstrings"])
+def test_the_shipped_teachers_answer_alike_from_a_file(name, tmp_path):
+    data = datasets.load(name)
+    teacher, _ = load_teacher(data)
+    deployed = load(export(teacher, tmp_path / "teacher.onnx", data))
+    x = data.test.x[:50]
+    with torch.no_grad():
+        wanted = teacher(x)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
+    raw = x * std + mean if data.mean else x
+    assert (deployed(raw) - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
+    assert deployed.predict(raw) == [data.classes[k] for k in wanted.argmax(1)]
 
 
 @pytest.mark.parametrize("name", ["cnn_tiny", "transformer"])
