@@ -28,8 +28,8 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             f"model: {where} has no {odd[0]} ({len(odd)} such names); build the model of which "
             "these are the weights"
         )
-    for name, new in weights.items():
-        old = state[name]
+    for name, old in state.items():  # the model's order: a file's is another each time
+        new = weights[name]
         if old.dim() != new.dim() or any(a < b for a, b in zip(old.shape, new.shape, strict=True)):
             raise ValueError(
                 f"model: {name} is {list(old.shape)}, but {list(new.shape)} came; build the model "
