@@ -3,6 +3,7 @@
 python tools/compression_results.py [NAME ...]
 """
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -16,6 +17,7 @@ from torch import nn
 
 from kdlab import compression, datasets, models, training
 from kdlab.compression import Nested, Sandwich
+from kdlab.compression.trials import FLOAT, KINDS, prune_and_round
 from kdlab.datasets import Data
 from kdlab.distillers import Distiller, SoftTargets
 from kdlab.metrics import accuracy, cost
@@ -34,7 +36,7 @@ SIZES: dict[str, Student] = {
 }
 BUDGET: dict[str, Any] = {"epochs": 20, "batch_size": 32, "device": "cpu", "validate": False}
 SHARES = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 0.95)
-BITS = (2, 3, 4, 5, 6, 8, 32)  # 32: not rounded
+BITS = (2, 3, 4, 5, 6, 8, FLOAT)
 NESTED: Student = ("cnn", {"widths": (16, 32, 64)})
 
 Row = dict[str, Any]
@@ -113,24 +115,20 @@ def compression_sweep() -> tuple[pd.DataFrame, dict[str, Any]]:
     """A distilled student pruned by many shares and rounded to many bits, three ways to recover."""
     data, teacher, facts = _glyphs(2000)
     seeds = 3
-    example = data.train.x[:2]
     fits = {
         "labels": _fitting(data, None, facts["rates"]),
         "distilled": _fitting(data, teacher, facts["rates"]),
     }
-    cuts: dict[str, Callable[[nn.Module, float], nn.Module]] = {
-        "weights": compression.prune_weights,
-        "channels": lambda model, share: compression.prune_channels(model, example, share),
-    }
 
     def rows(seed: int) -> Iterator[Row]:
         student = fits["distilled"](build_student("cnn_small", data, seed), seed, 20)
-        for (kind, cut), share in product(cuts.items(), SHARES):
-            pruned = {"no": cut(student, share)}
+        for kind, share in product(KINDS, SHARES):
+            setting = {"kind": kind, "share": share}
+            pruned = {"no": prune_and_round(student, data, **setting, bits=FLOAT)}
             for name, fit in fits.items():
-                pruned[name] = fit(cut(student, share), seed, 5)
+                pruned[name] = fit(copy.deepcopy(pruned["no"]), seed, 5)
             for (recovered, model), bits in product(pruned.items(), BITS):
-                rounded = model if bits == 32 else compression.round_weights(model, bits)
+                rounded = model if bits == FLOAT else compression.round_weights(model, bits)
                 place = {"kind": kind, "share": share, "bits": bits, "recovered": recovered}
                 yield place | {"seed": seed, **_scores(rounded, data), **_size(model, data)}
 

@@ -7,14 +7,15 @@ The links to the lessons before and after, the map in `00_start_here` and the ti
 runs come from one list: the notebooks in their order. A new lesson needs its notebook and one run.
 """
 
-import argparse
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import marks
 import nbformat
 import readme
+import scale
 import teaching
 from rerun import source_hash
 
@@ -99,13 +100,11 @@ def update(lessons: list[Path], check: bool) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
-    options = parser.parse_args(arguments)
+    options = marks.parser(__doc__).parse_args(arguments)
     stale = update(list(readme.LESSONS), options.check)
     print(*(f"{path.name}: {'stale' if options.check else 'written'}" for path in stale), sep="\n")
     passed = ["--check"] if options.check else []
-    others = [tool.main(passed) for tool in (readme, teaching)]
+    others = [tool.main(passed) for tool in (readme, teaching, scale)]
     return int(any(others) or (options.check and bool(stale)))
 
 

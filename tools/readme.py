@@ -4,15 +4,14 @@ python tools/readme.py            # tables from data/results/
 python tools/readme.py --time     # run each lesson first, and store how long it took
 """
 
-import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import marks
 import nbformat
 import pandas as pd
 
@@ -23,6 +22,7 @@ from kdlab.training.device import describe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "data" / "results"
+README = ROOT / "README.md"
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -160,28 +160,16 @@ def time_lessons(names: list[str]) -> None:
 
 def render(text: str) -> str:
     """Return the README with its tables made anew."""
-    for make in (lessons, results, tournament, speed):
-        name = make.__name__
-        pattern = re.compile(f"<!-- {name} -->.*?<!-- /{name} -->", re.S)
-        filled = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
-        text = pattern.sub(lambda _, filled=filled: filled, text)
-    return text
+    return marks.fill(text, (lessons, results, tournament, speed), README.name)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
+    parser = marks.parser(__doc__)
     parser.add_argument("--time", nargs="*", help="time these lessons (or all) first")
     options = parser.parse_args(arguments)
     if options.time is not None:
         time_lessons(options.time)
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = render(before)
-    if options.check:
-        return int(before != after)
-    readme.write_text(after, encoding="utf-8")
-    return 0
+    return marks.write(README, render, options.check)
 
 
 if __name__ == "__main__":

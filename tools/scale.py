@@ -3,11 +3,10 @@
 python tools/scale.py
 """
 
-import argparse
-import re
 import sys
 from pathlib import Path
 
+import marks
 from readme import table
 
 from kdlab.training import cache_bytes
@@ -49,23 +48,12 @@ def fits() -> str:
 
 def render(text: str) -> str:
     """Return the page with its tables made anew."""
-    for make in (cache, fits):
-        name = make.__name__
-        filled = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
-        text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", filled, text, flags=re.S)
-    return text
+    return marks.fill(text, (cache, fits), PAGE.name)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
-    options = parser.parse_args(arguments)
-    before = PAGE.read_text(encoding="utf-8")
-    after = render(before)
-    if options.check:
-        return int(before != after)
-    PAGE.write_text(after, encoding="utf-8")
-    return 0
+    options = marks.parser(__doc__).parse_args(arguments)
+    return marks.write(PAGE, render, options.check)
 
 
 if __name__ == "__main__":

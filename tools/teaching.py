@@ -3,11 +3,9 @@
 python tools/teaching.py            # what is between the marks of docs/teaching.md
 """
 
-import argparse
-import re
 import sys
-from pathlib import Path
 
+import marks
 import nbformat
 from readme import LESSONS, ROOT, machine, read, table
 
@@ -111,26 +109,12 @@ def render(text: str) -> str:
     Raises:
         ValueError: a mark is missing.
     """
-    for make in (routes, lessons):
-        name = make.__name__
-        filled = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
-        pattern = re.compile(f"<!-- {name} -->.*?<!-- /{name} -->", re.S)
-        text, found = pattern.subn(lambda _, filled=filled: filled, text)
-        if found != 1:
-            raise ValueError(f"{PAGE.name}: {found} places for {name}, expected one")
-    return text
+    return marks.fill(text, (routes, lessons), PAGE.name)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
-    options = parser.parse_args(arguments)
-    before = PAGE.read_text(encoding="utf-8")
-    after = render(before)
-    if options.check:
-        return int(before != after)
-    Path(PAGE).write_text(after, encoding="utf-8")
-    return 0
+    options = marks.parser(__doc__).parse_args(arguments)
+    return marks.write(PAGE, render, options.check)
 
 
 if __name__ == "__main__":

@@ -2,57 +2,15 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from typer.testing import CliRunner
+from cells import FOLDER, secrets, tagged, tags
 
-from kdlab import cli
 from kdlab.cli import running, student
-
-FOLDER = Path(__file__).parents[1] / "notebooks"
-
-
-@pytest.fixture(autouse=True)
-def _isolated(tmp_path, monkeypatch):
-    monkeypatch.setenv("KDLAB_RECORDS", str(tmp_path / "records"))
-    monkeypatch.setenv("KDLAB_PROGRESS", str(tmp_path / "progress.json"))
-
-
-@pytest.fixture
-def kdlab():
-    """Run the command; gives exit code and all it printed."""
-
-    def call(*words):
-        result = CliRunner().invoke(cli.app, list(map(str, words)))
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, re.sub(r"\s+", " ", result.output)
-
-    return call
-
-
-def tags(cell):
-    return set(cell.metadata.get("tags", []))
-
-
-def tagged(notebook, tag):
-    return [cell for cell in notebook.cells if tag in tags(cell)]
-
-
-def lines(cells):
-    found = (line.strip() for cell in cells for line in cell.source.splitlines())
-    return {line for line in found if line}
-
-
-def secrets(notebook):
-    """Lines that stand in solutions and notes only."""
-    hidden = [c for c in notebook.cells if tags(c) & {"solution", "instructor"}]
-    return lines(hidden) - lines(c for c in notebook.cells if c not in hidden)
 
 
 @pytest.mark.notebook
