@@ -24,6 +24,7 @@ CSS = """<style>
 .kd-explorer .kd-line { color: var(--jp-ui-font-color1, inherit); line-height: 1.45; }
 .kd-explorer .kd-error { color: var(--jp-error-color1, #b00020); font-weight: 600; }
 .kd-explorer .kd-readout .kd-line { font-variant-numeric: tabular-nums; }
+.kd-explorer .kd-names .widget-readout { min-width: 20em; max-width: none; overflow: visible; }
 .kd-explorer .kd-picture { background: white; border-radius: 8px; padding: 6px;
   box-sizing: border-box; height: auto; object-fit: contain; }
 </style>"""

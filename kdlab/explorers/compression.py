@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from kdlab import plots
@@ -27,7 +28,21 @@ FLOAT = 32  # bits of a weight that is not rounded
 UNKNOWN = Interval(math.nan, math.nan, math.nan, 0)
 COLORS = (plots.GREY, plots.ORANGE, plots.BLUE, plots.GREEN, plots.PURPLE)
 DASHES = ("--", "-.", "-", ":", (0, (5, 1)))
-PLACES = (0.085, 0.15, 0.385, 0.75), (0.555, 0.15, 0.435, 0.75)  # of the two panels
+CHOSEN: dict[str, Any] = {
+    "marker": "s", "ms": 12, "mfc": "none", "mec": plots.VERMILION, "mew": 2.5, "ls": "",
+    "label": "chosen",
+}  # fmt: skip
+RECOMPUTED: dict[str, Any] = {
+    "marker": "X", "ms": 10, "color": plots.BLACK, "mec": "white", "ls": "",
+    "label": "recomputed here",
+}  # fmt: skip
+PLACES = (0.085, 0.22, 0.385, 0.7), (0.555, 0.22, 0.435, 0.7)  # of the two panels
+LEGEND: dict[str, Any] = {
+    "fontsize": 9,
+    "columnspacing": 1.0,
+    "handletextpad": 0.4,
+    "handlelength": 1.7,
+}
 
 
 @dataclass(frozen=True)
@@ -104,9 +119,19 @@ class CompressionExplorer(Explorer):
         self.bits = sorted(self.sweep["bits"].unique().tolist())
         ways = list(dict.fromkeys(self.sweep["recovered"]))
         self.ways = sorted(ways, key=lambda way: way != ALONE)  # nobody's help comes first
+        self.looks: dict[str, dict[str, Any]] = {
+            way: {
+                "color": COLORS[number % len(COLORS)],
+                "ls": DASHES[number % len(DASHES)],
+                "marker": ".",
+                "ms": 6,
+                "label": "not recovered" if way == ALONE else f"recovered: {way}",
+            }
+            for number, way in enumerate(self.ways)
+        }
         controls = {
             "kind": widgets.Dropdown(options=kinds, description="what is pruned"),
-            "recovered": widgets.Dropdown(options=self.ways, description="recovered by"),
+            "recovered": widgets.Dropdown(options=self.ways, description="recovered"),
             "share": widgets.SelectionSlider(
                 options=[(_percent(share), share) for share in self.shares],
                 description="share pruned",
@@ -121,7 +146,7 @@ class CompressionExplorer(Explorer):
             controls["recompute"] = widgets.Checkbox(
                 False, description="recompute here", indent=False
             )
-        super().__init__(controls, goal=goal, size=(plots.WIDTH, 3.6), continuous=recompute is None)
+        super().__init__(controls, goal=goal, size=(plots.WIDTH, 3.9), continuous=recompute is None)
 
     def compute(self, state: dict[str, Any]) -> Compressed:
         """Look the runs of the setting up, and recompute its accuracy if that is asked for.
@@ -152,6 +177,9 @@ class CompressionExplorer(Explorer):
             figure.set_layout_engine("none")  # fixed places: nothing jumps
             for place in PLACES:
                 figure.add_axes(place)
+            marks = [CHOSEN] if self.recompute is None else [CHOSEN, RECOMPUTED]
+            entries = [Line2D([], [], **look) for look in (*self.looks.values(), *marks)]
+            figure.legend(handles=entries, loc="lower center", ncols=5, **LEGEND)
         left, right = figure.axes
         left.clear()
         self._draw_curves(left, result)
@@ -190,31 +218,18 @@ class CompressionExplorer(Explorer):
     def _draw_curves(self, axis: Axes, result: Compressed) -> None:
         table = self.sweep
         table = table[(table["kind"] == result.kind) & (table["bits"] == result.bits)]
-        for number, way in enumerate(self.ways):
+        for way, look in self.looks.items():
             runs = table[table["recovered"] == way]
             if runs.empty:
                 continue
-            color = COLORS[number % len(COLORS)]
-            name = "not recovered" if way == ALONE else f"recovered: {way}"
             found = plots.interval_table(runs, "accuracy", by="share").sort_index()
-            axis.plot(
-                found.index, found["mean"], color=color, ls=DASHES[number % len(DASHES)],
-                marker=".", ms=6, label=name,
-            )  # fmt: skip
-            axis.fill_between(
-                found.index.to_numpy(dtype=float), found["low"], found["high"],
-                color=color, alpha=0.2, lw=0,
-            )  # fmt: skip
+            at = found.index.to_numpy(dtype=float)
+            axis.plot(at, found["mean"], **look)
+            axis.fill_between(at, found["low"], found["high"], color=look["color"], alpha=0.2, lw=0)
         if len(result.accuracies):
-            axis.plot(
-                result.share, result.interval.mean, "s", ms=12, mfc="none",
-                mec=plots.VERMILION, mew=2.5, zorder=5,
-            )  # fmt: skip
+            axis.plot(result.share, result.interval.mean, zorder=5, **CHOSEN)
         if result.recomputed is not None:
-            axis.plot(
-                result.share, result.recomputed, "X", ms=10, color=plots.BLACK, mec="white",
-                zorder=6, ls="", label="recomputed here",
-            )  # fmt: skip
+            axis.plot(result.share, result.recomputed, zorder=6, **RECOMPUTED)
         axis.set_xlim(-0.04, max(self.shares[-1], 0.1) + 0.04)
         axis.set_ylim(0, 1.04)
         for side in (axis.xaxis, axis.yaxis):
@@ -223,7 +238,6 @@ class CompressionExplorer(Explorer):
         axis.grid(axis="y")
         axis.set_xlabel(f"share of the {result.kind} pruned")
         axis.set_title(f"test accuracy, {result.rounding}")
-        axis.legend(loc="lower left", fontsize=9)
 
     def _draw_map(self, axis: Axes, result: Compressed) -> None:
         table = self.sweep

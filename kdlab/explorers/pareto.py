@@ -93,8 +93,10 @@ class ParetoExplorer(Explorer):
             "quality": widgets.Dropdown(options=qualities, description="quality"),
             "budget": widgets.IntSlider(ALL, 0, ALL, 2, description="budget, % of the axis"),
             "model": widgets.SelectionSlider(
-                options=self.models.cheapest_first(costs[0][1]), description="model"
-            ),
+                options=self.models.cheapest_first(costs[0][1]),
+                description="model",
+                layout=widgets.Layout(width="100%", max_width="680px"),
+            ).add_class("kd-names"),
         }
         controls["cost"].observe(self._reorder, names="value")
         super().__init__(controls, goal=goal, size=(plots.WIDTH, 4.0))

@@ -143,9 +143,12 @@ def test_the_map_is_drawn_anew_for_another_kind_or_way_and_the_frame_moves(explo
         assert result.kind in right.get_xlabel()
 
 
-def test_texts_are_neither_cut_nor_on_top_of_each_other(explorer):
+def test_texts_are_neither_cut_nor_on_top_of_each_other():
+    explorer = CompressionExplorer(table(), recompute=Counting())
     explorer.figure.draw_without_rendering()
     left, right = explorer.figure.axes
+    (legend,) = (box.get_window_extent() for box in explorer.figure.legends)
+    assert legend.x0 >= 0 and legend.y0 >= 0 and legend.x1 <= explorer.figure.bbox.x1
     ticks = [
         [label for at, label in zip(axis.get_xticks(), axis.get_xticklabels(), strict=True)
          if axis.get_xlim()[0] <= at <= axis.get_xlim()[1]]
@@ -157,6 +160,7 @@ def test_texts_are_neither_cut_nor_on_top_of_each_other(explorer):
             assert box.x0 >= 0 and box.y0 >= 0
             assert box.x1 <= explorer.figure.bbox.x1 and box.y1 <= explorer.figure.bbox.y1
         boxes = [label.get_window_extent() for label in labels]
+        assert legend.y1 < axis.xaxis.label.get_window_extent().y0
         assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
 
 
