@@ -21,17 +21,10 @@ PROJECT = {"requires-python": ">=3.11"}
 
 
 @pytest.fixture
-def kdlab(monkeypatch):
+def kdlab(kdlab, monkeypatch):
     """Run the command in the project's folder; gives exit code and all it printed."""
     monkeypatch.chdir(ROOT)
-
-    def call(*words):
-        result = CliRunner().invoke(cli.app, list(map(str, words)))
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, re.sub(r"\s+", " ", result.output)
-
-    return call
+    return kdlab
 
 
 def unpack(path, folder):

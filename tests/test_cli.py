@@ -11,7 +11,6 @@ import time
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from typer.testing import CliRunner
 
 from kdlab import cli
 from kdlab.cli import doctor, pages, parameters, running
@@ -44,17 +43,10 @@ def lesson_at(path, *body, title="Tiny lesson"):
 
 
 @pytest.fixture
-def kdlab(tmp_path, monkeypatch):
+def kdlab(kdlab, tmp_path, monkeypatch):
     """Run the command in an empty folder; gives exit code and all it printed."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        result = CliRunner().invoke(cli.app, list(map(str, words)))
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, re.sub(r"\s+", " ", result.output)
-
-    return call
+    return kdlab
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
