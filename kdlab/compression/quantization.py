@@ -155,7 +155,6 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
     load(source)  # refuses what is damaged
     onnx, tools = need("onnx"), need("onnxruntime.quantization")
     model = onnx.load_from_string(unsealed(source.read_bytes()))
-    facts = {entry.key: entry.value for entry in model.metadata_props}
     del model.graph.value_info[:]  # shapes that no longer hold
     with atomic_write(target) as temporary, quiet():
         tools.quantize_dynamic(
@@ -165,9 +164,7 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
             per_channel=True,
             reduce_range=True,  # 7 bits, as in `quantize`
         )
-        smaller = onnx.load(temporary)
-        onnx.helper.set_model_props(smaller, facts)
-        temporary.write_bytes(seal(smaller.SerializeToString()))
+        temporary.write_bytes(seal(temporary.read_bytes()))
     return target
 
 

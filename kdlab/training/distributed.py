@@ -29,6 +29,7 @@ from kdlab.training.predict import predict
 T = TypeVar("T")
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = "KDLAB_RANK_TIMEOUT"  # seconds that a rank may keep the others waiting
+UNSHARED = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # PyTorch's: a store for each attempt
 BEAT, PATIENCE = 1.0, 5.0  # seconds between signs of life, and until their absence is a death
 GONE = "kdlab/gone"  # where the store keeps the numbers of dead ranks
 
@@ -288,8 +289,8 @@ def join(device: torch.device) -> tuple[Alone, torch.device]:
     "cuda" becomes the GPU with this rank's number on its machine.
 
     Raises:
-        ValueError: a device that ranks cannot share work on, more ranks on a machine than GPUs, or
-            a timeout that is no number of seconds.
+        ValueError: a device that ranks cannot share work on, more ranks on a machine than GPUs, a
+            timeout that is no number of seconds, or restarts that would not find one another.
     """
     if not _started_together():
         return ALONE, device
@@ -320,6 +321,7 @@ def _started_together() -> bool:
 def _group() -> tuple[dist.ProcessGroup, SignsOfLife]:
     """Meet the other ranks, once in a process; ``fit`` may be called many times."""
     wait = longest_wait()
+    _check_restarts()
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=wait)
@@ -329,6 +331,22 @@ def _group() -> tuple[dist.ProcessGroup, SignsOfLife]:
     life = SignsOfLife(store, dist.get_rank(), dist.get_world_size())
     atexit.register(life.end)
     return control, life
+
+
+def _check_restarts() -> None:
+    """Refuse torchrun's restarts while all attempts share one store.
+
+    It still has the addresses of the ranks that are gone, and who comes again may wait for those
+    (github.com/pytorch/pytorch/issues/135712).
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if shared and restarts != "0":
+        raise ValueError(
+            f"--max-restarts: {restarts} came, and torchrun keeps one store for all attempts, in "
+            "which ranks that come again would find those that are gone; set "
+            f"{UNSHARED}=1 where torchrun starts, and use --standalone or --rdzv-backend=c10d"
+        )
 
 
 def _leave() -> None:

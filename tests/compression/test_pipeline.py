@@ -11,9 +11,16 @@ import torch
 from small import make_data, make_model
 from torch import nn
 
-from kdlab.compression import compress, load, prune_channels, quantize, recover
+from kdlab.compression import (
+    compress,
+    load,
+    measure_file,
+    prune_channels,
+    quantize,
+    recover,
+)
 from kdlab.distillers import SoftTargets
-from kdlab.metrics import accuracy, agreement
+from kdlab.metrics import accuracy, agreement, negative_log_likelihood
 from kdlab.models import build_for, count_parameters
 from kdlab.training import fit, predict
 
@@ -63,11 +70,23 @@ def test_scores_are_those_of_the_test_images(chain):
     assert report.accuracy["teacher"] == accuracy(wanted, DATA.test.y)
     assert report.agreement["teacher"] == 1
     last = deployed(RAW)
+    assert report.nll["quantize"] == negative_log_likelihood(last, DATA.test.y)
     assert report.accuracy["quantize"] == accuracy(last, DATA.test.y) > 0.85
     assert report.agreement["quantize"] == agreement(last, wanted)
     on_val = deployed(DATA.val.x * DATA.std[0] + DATA.mean[0])
     assert report.val_accuracy["quantize"] == accuracy(on_val, DATA.val.y)
     assert report.accuracy["start"] < report.accuracy["distil"]
+
+
+def test_times_are_those_of_one_thread_whatever_pytorch_has(chain):
+    _, seen, deployed, _ = chain
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        row = measure_file(deployed.path, seen["quantize"], DATA, runs=3)
+    finally:
+        torch.set_num_threads(before)
+    assert row["threads"] == 1
 
 
 def test_the_file_is_the_last_step_and_a_fresh_process_answers_from_it(chain, tmp_path):

@@ -173,6 +173,25 @@ def test_ranges_are_learned_in_training_only(trained, monkeypatch):
     assert seen == [True, True]
 
 
+def test_a_norm_that_is_not_alone_after_its_convolution_stays_apart():
+    """The convolution's own values are needed too; its norm must not be folded into it."""
+
+    class Branched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            before = self.conv(x)
+            return self.head((self.norm(before).relu() + before).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Branched().eval()
+    model.norm.running_var.fill_(0.01)
+    model.norm.running_mean.fill_(0.3)
+    assert gap(predict(quantize(model, DATA), X), predict(model, X)) < 0.1
+
+
 def texts() -> Data:
     x = torch.randint(1, 400, (6, 10), generator=torch.Generator().manual_seed(3))
     split = Split(x, torch.arange(6) % 3)
@@ -188,7 +207,16 @@ def test_a_file_of_a_transformer_is_quantized_dynamically(tmp_path):
     deployed = load(small)
     assert deployed.card == {"by": "Ada"} and deployed.parameters == count_parameters(model)
     assert 0 < gap(deployed(data.test.x), predict(model, data.test.x)) < 0.1
-    assert "MatMulInteger" in {node.op_type for node in onnx.load(small).graph.node}
+    graph = onnx.load(small).graph
+    assert "MatMulInteger" in {node.op_type for node in graph.node}
+    stored = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
+    products = [n.input[1] for n in graph.node if n.op_type == "MatMulInteger"]
+    weights = [stored[name] for name in products if name in stored]
+    assert {w.dtype.name for w in weights} == {"int8"} and max(
+        np.abs(w).max() for w in weights
+    ) <= 64
+    scales = [stored[n.removesuffix("_quantized") + "_scale"] for n in products if n in stored]
+    assert [scale.shape for scale in scales] == [w.shape[1:] for w in weights]
     assert quantize_file(path, path) == path and path.read_bytes() == small.read_bytes()
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"float\.onnx is damaged"):

@@ -67,7 +67,10 @@ def test_the_setting_is_looked_up(explorer):
 
 
 def test_the_loss_is_paired_with_the_same_seeds_whole():
-    shuffled = CompressionExplorer(table().sample(frac=1, random_state=2))
+    runs = table()
+    # training on alone changes the whole model too, which is not what is compared with
+    runs.loc[(runs["share"] == 0) & (runs["recovered"] != "no"), "accuracy"] += 0.05
+    shuffled = CompressionExplorer(runs.sample(frac=1, random_state=2))
     change = shuffled.set(**PLACE).change
     whole = [accuracy("channels", 0.0, 32, "no", seed) for seed in range(3)]
     each = [accuracy("channels", 0.5, 4, "distilled", s) - whole[s] for s in range(3)]

@@ -114,6 +114,15 @@ def test_the_budget_goes_from_the_cheapest_to_all(explorer):
         assert result.within == list(result.models.index)
 
 
+def test_who_costs_the_budget_exactly_is_within_it():
+    """32 to the power of 0.6 is 8, and 7.999999999999999 in floats."""
+    names = ["cheap", "exact", "dear"]
+    models = pd.DataFrame({"model": names, "made_by": "powers", "bytes": [1, 8, 32]})
+    models = models.assign(accuracy=[0.5, 0.6, 0.7], val_accuracy=[0.5, 0.6, 0.7])
+    result = ParetoExplorer(models).set(cost="bytes", budget=60)
+    assert (result.within, result.winner) == (["cheap", "exact"], "exact")
+
+
 def test_a_small_range_has_a_plain_axis_and_the_budget_follows_it():
     near = table()
     near["bytes"] = [100, 120, 140, 160, 180, 200]

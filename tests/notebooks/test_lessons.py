@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import lint_notebooks
@@ -10,14 +11,17 @@ import nbformat
 import papermill
 import pytest
 import rerun
+import teaching
 
-from kdlab.cli import parameters, running
+from kdlab.cli import parameters, running, student
 from kdlab.lab import MIME
+from kdlab.lab.progress import exercises_of
 
 FOLDER = Path(os.environ.get("KDLAB_NOTEBOOKS", Path(__file__).parents[2] / "notebooks"))
 LESSONS = sorted(FOLDER.glob("*.ipynb"))
 OTHER_DATA = ({"dataset": "glyphs", "seed": "1"}, {"seed": "3"})
-# two other ways to run each lesson, all in the fast profile; by file name
+# two other ways to run each lesson, all in the fast profile; by file name. The second is run of the
+# hand-out, without solutions
 VARIANTS = {
     "00_start_here": OTHER_DATA,
     "01_soft_targets": (
@@ -52,11 +56,15 @@ VARIANTS = {
 }
 
 lessons = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
-runs = pytest.mark.parametrize(
-    ("lesson", "given"),
-    [(path, given) for path in LESSONS for given in VARIANTS.get(path.stem, ())],
-    ids=lambda x: x.stem if isinstance(x, Path) else "-".join(f"{k}={v}" for k, v in x.items()),
-)
+
+
+def runs(number):
+    """Each lesson with the first or the second of its variants."""
+    return pytest.mark.parametrize(
+        ("lesson", "given"),
+        [(path, VARIANTS[path.stem][number]) for path in LESSONS if path.stem in VARIANTS],
+        ids=lambda x: x.stem if isinstance(x, Path) else "-".join(f"{k}={v}" for k, v in x.items()),
+    )
 
 
 def declared(lesson):
@@ -80,7 +88,7 @@ def test_outputs_belong_to_the_source(lesson):
 
 
 @pytest.mark.notebook
-@runs
+@runs(0)
 def test_runs_with_other_parameters_and_no_network(lesson, given, tmp_path, offline):
     known = declared(lesson)
     values = parameters.accept(known, given)
@@ -97,6 +105,28 @@ def test_runs_with_other_parameters_and_no_network(lesson, given, tmp_path, offl
     names = [entry["name"] for entry in report["records"]]
     assert sorted({entry["name"] for entry in kept}) == sorted(names) and names
     assert {k: report["parameters"][k] for k in values} == values
+
+
+@pytest.mark.notebook
+@runs(1)
+def test_hand_out_runs_unsolved_within_its_time(lesson, given, tmp_path, offline, monkeypatch):
+    """Without solutions, with a seed of its own; a class waits a tenth of the time it has."""
+    monkeypatch.setenv("KDLAB_PROGRESS", str(tmp_path / "progress.json"))
+    (handed,) = student.write([lesson], tmp_path / "handout")
+    values = parameters.accept(declared(handed), given | {"profile": "fast"})
+    begin = time.monotonic()
+    done = running.run_lesson(handed, tmp_path / "run.ipynb", values, timeout=300, progress=False)
+    seconds = time.monotonic() - begin
+    assert offline.read_text() == "", "the lesson tried to reach the network"
+    asked = [cell for cell in done.cells if "exercise" in cell.metadata.get("tags", [])]
+    said = [o.text for cell in asked for o in cell.outputs if o.output_type == "stream"]
+    marks = [line[0] for text in said for line in text.splitlines() if line[:1] in "…✗≈✓"]
+    assert marks == ["…"] * len(exercises_of(lesson)) and len(marks) >= len(asked)
+    assert not (tmp_path / "progress.json").exists(), "nobody solved anything"
+    planned = [
+        m for steps, _ in teaching.ROUTES.values() for stem, _, m in steps if stem == lesson.stem
+    ]
+    assert seconds < 0.1 * 60 * min(planned), "too long for the routes of docs/teaching.md"
 
 
 @lessons

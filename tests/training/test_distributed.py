@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from tiny import same
 
 from kdlab.training.device import pick_device
-from kdlab.training.distributed import ALONE, ENVIRONMENT, TIMEOUT, join
+from kdlab.training.distributed import ALONE, ENVIRONMENT, TIMEOUT, UNSHARED, join
 
 HERE = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -28,12 +28,14 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and gloo"
 
 
 @contextlib.contextmanager
-def start(folder: Path, *names: str) -> "Iterator[subprocess.Popen[str]]":
-    """Start two ranks that make these runs one after another."""
+def start(
+    folder: Path, *names: str, options: Sequence[str] = (), **more: str
+) -> "Iterator[subprocess.Popen[str]]":
+    """Start two ranks that make these runs one after another; ``more`` is for the environment."""
     variables = {k: v for k, v in os.environ.items() if k not in ENVIRONMENT}
-    variables |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", TIMEOUT: "100"}
+    variables |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", TIMEOUT: "100"} | more
     process = subprocess.Popen(
-        [*TORCHRUN, "ranks.py", folder, *names],
+        [*TORCHRUN, *options, "ranks.py", folder, *names],
         cwd=HERE,
         env=variables,
         stdout=subprocess.PIPE,
@@ -154,13 +156,21 @@ def test_after_refusals_the_ranks_are_still_together(found):
 
 
 def processes(process: "subprocess.Popen[str]", folder: Path) -> dict[int, int]:
-    """Rank → process number, once each is in its second epoch."""
+    """Rank → process number, once each is in its second epoch; the next call waits for others."""
     until = time.monotonic() + PATIENCE
     marks = [folder / "endless" / f"running-{rank}" for rank in (0, 1)]
     while not all(mark.exists() and mark.read_text() for mark in marks):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.05)
-    return {rank: int(mark.read_text()) for rank, mark in enumerate(marks)}
+    found = {rank: int(mark.read_text()) for rank, mark in enumerate(marks)}
+    for mark in marks:
+        mark.unlink()
+    return found
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    """The history in the checkpoint."""
+    return torch.load(folder / "endless" / "endless.pt", weights_only=True)["history"]
 
 
 def test_a_rank_that_is_killed_ends_the_job_which_names_it_and_can_go_on(tmp_path):
@@ -170,12 +180,13 @@ def test_a_rank_that_is_killed_ends_the_job_which_names_it_and_can_go_on(tmp_pat
     assert process.returncode != 0
     assert "RuntimeError: rank 1 of 2 no longer answered, so rank 0 ends too" in said
     assert "rank 0 of 2" not in said
-    rows = torch.load(tmp_path / "endless" / "endless.pt", weights_only=True)["history"]
+    rows = kept(tmp_path)
     assert len(rows) >= 1
-    for mark in (tmp_path / "endless").glob("running-*"):
-        mark.unlink()  # they speak of the ranks that are gone
-    with start(tmp_path, "endless") as process:
-        processes(process, tmp_path)
+    restarts = {"options": ["--max-restarts=2"], UNSHARED: "1"}
+    with start(tmp_path, "endless", **restarts) as process:
+        for rank in (1, 0):
+            os.kill(processes(process, tmp_path)[rank], signal.SIGKILL)
+        processes(process, tmp_path)  # torchrun has started them twice more
         process.send_signal(signal.SIGINT)  # as Ctrl-C does; torchrun hands it on
         said, _ = process.communicate(timeout=PATIENCE)
     assert "done endless 0 True" in said and "done endless 1 True" in said, said
@@ -204,3 +215,12 @@ def test_a_senseless_timeout_is_refused_at_once(monkeypatch):
         join(pick_device("cpu"))
     with pytest.raises(ValueError, match=r"^device: 'mps' came under torchrun"):
         join(torch.device("mps"))
+
+
+def test_restarts_that_would_look_for_the_dead_are_refused(monkeypatch):
+    for name, value in zip(ENVIRONMENT, ("0", "2", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(ValueError, match=rf"^--max-restarts: 3 came, .* set {UNSHARED}=1"):
+        join(pick_device("cpu"))
