@@ -27,6 +27,7 @@ NBVAL = (
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "KDLAB_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 # stored outputs come from two threads: with one, sums are rounded otherwise, and training drifts
 TWO_THREADS = ONE_THREAD | {"OMP_NUM_THREADS": "2", "KDLAB_THREADS": "2"}
+TIMED = ("--durations=0", "--durations-min=5")  # of the lessons, as a class would wait for them
 CLOSING = re.compile(r"=* ?(\d+ [a-z ]+(?:, \d+ [a-z ]+)*) in [\d.]+s")
 COUNTED = ("failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warning", "error")
 GRACE = 60  # seconds in which pytest may shut down kernels, server and browser
@@ -37,7 +38,7 @@ def all_jobs() -> dict[str, Sequence[str]]:
     lessons = sorted((ROOT / "notebooks").glob("*.ipynb"))
     variants, browser = "tests/notebooks", "tests/browser"
     return {
-        "variants": [variants],
+        "variants": [variants, *TIMED],
         "package": ["tests", f"--ignore={variants}", f"--ignore={browser}"],
         "browser": [browser],
         **{p.stem: [*NBVAL, p.relative_to(ROOT).as_posix()] for p in lessons},
