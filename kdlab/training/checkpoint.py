@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -51,14 +53,29 @@ def load_checkpoint(path: str | os.PathLike[str], identity: dict[str, Any]) -> d
     return state
 
 
+def check_writable(path: Path) -> None:
+    """Raise ValueError before anything is trained if ``path`` cannot be written."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"checkpoint: {path} cannot be written ({error.strerror}); choose a file in a folder "
+            "that can be"
+        ) from error
+
+
 def try_to_save(path: str | os.PathLike[str], state: dict[str, Any]) -> bool:
     """Save, or warn and go on when the disk refuses: training must not be lost to a full disk."""
     try:
         save_checkpoint(path, state)
     except OSError as error:
         warnings.warn(
-            f"checkpoint: {Path(path).name} could not be written ({error.strerror}); training "
-            "goes on without it. Free some space or choose a writable folder.",
+            f"checkpoint: {path} could not be written ({error.strerror}); training goes on without "
+            "it. Free some space or choose a writable folder.",
             stacklevel=3,
         )
         return False

@@ -66,9 +66,12 @@ class Alone:
         """Return what ``make`` gives on rank 0; its ValueError is every rank's."""
         return make()
 
-    def interrupts(self) -> AbstractContextManager[Stop]:
-        """Defer interrupts until all ranks can stop after the same step."""
-        return deferred_interrupt()
+    def interrupts(self, terminate: bool) -> AbstractContextManager[Stop]:
+        """Defer interrupts until all ranks can stop after the same step, SIGTERM if wanted."""
+        return deferred_interrupt(terminate)
+
+    def check_alike(self, modules: Mapping[str, nn.Module]) -> None:
+        """Raise ValueError unless the buffers of these modules are the same on all ranks."""
 
     def guarded(self) -> AbstractContextManager[None]:
         """Name the rank that is gone, instead of the connection that broke."""
@@ -114,7 +117,7 @@ class Ranks(Alone):
         for rank, theirs in enumerate(told):
             if differing := [name for name in told[0] if theirs[name] != told[0][name]]:
                 listing = "; ".join(
-                    f"{n}: {theirs[n]!r:.80}, {told[0][n]!r:.80}" for n in differing
+                    f"{n}: {theirs[n]!r:.80} there, {told[0][n]!r:.80} on rank 0" for n in differing
                 )
                 raise ValueError(
                     f"rank {rank} was told something else than rank 0 ({listing}); every rank must "
@@ -159,9 +162,35 @@ class Ranks(Alone):
 
     def any(self, here: bool) -> bool:
         """Say whether it is so on any rank."""
-        flag = torch.tensor(int(here))
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.control)
-        return bool(flag)
+        return self.most(int(here)) > 0
+
+    def most(self, number: int) -> int:
+        """Return the largest number of all ranks."""
+        row = torch.tensor(number)
+        dist.all_reduce(row, dist.ReduceOp.MAX, group=self.control)
+        return int(row)
+
+    def check_alike(self, modules: Mapping[str, nn.Module]) -> None:
+        """Raise ValueError that names a buffer which has become another one on some rank."""
+        buffers = {
+            f"{part}: {name}": buffer.detach().float().flatten().to(self.device)
+            for part, module in modules.items()
+            for name, buffer in module.named_buffers()
+            if buffer.numel()
+        }
+        if not buffers:
+            return
+        values = torch.cat(list(buffers.values()))
+        ends = torch.stack([values, -values])
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        apart = (ends[0] + ends[1]) > 1e-3 * ends.abs().amax(0).clamp(min=1e-3)
+        pieces = apart.split([len(buffer) for buffer in buffers.values()])
+        if differing := [name for name, piece in zip(buffers, pieces, strict=True) if piece.any()]:
+            raise ValueError(
+                f"{differing[0]} is not the same on all {self.size} ranks, each of which sees its "
+                "share of the batch; a method that keeps what it saw works in one process only, "
+                "and says so with remembers_images = True"
+            )
 
     def from_first(self, make: Callable[[], T]) -> T:
         """Return what ``make`` gives on rank 0; its ValueError is every rank's."""
@@ -189,8 +218,8 @@ class Ranks(Alone):
             yield
 
     @contextlib.contextmanager
-    def interrupts(self) -> Iterator[Stop]:
-        """Defer interrupts and SIGTERM, with which schedulers announce the end of a job.
+    def interrupts(self, terminate: bool) -> Iterator[Stop]:
+        """Defer interrupts, and SIGTERM in any case.
 
         torchrun also sends it when a rank is gone; there is then time to say so.
         """
@@ -227,7 +256,7 @@ class Ranks(Alone):
 
 
 class CommonStop(Stop):
-    """Requested when any rank is asked to stop; every rank reads it at the same moments."""
+    """Requested when any rank is asked to stop, and by that rank's signal on all of them."""
 
     def __init__(self, ranks: Ranks, here: Stop) -> None:
         super().__init__()
@@ -236,8 +265,9 @@ class CommonStop(Stop):
 
     @property
     def requested(self) -> bool:
-        """Whether to stop, agreed on with the others: a question is a message."""
-        return self.ranks.any(self.here.requested)
+        """Whether to stop, agreed on with the others: every rank has to ask at the same moment."""
+        self.here.asked = self.ranks.most(self.here.asked)
+        return self.here.requested
 
 
 class SignsOfLife:

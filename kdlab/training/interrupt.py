@@ -8,17 +8,19 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+ENDED = 128 + signal.SIGTERM  # a shell's exit status of what SIGTERM has ended
+
 
 class Stop:
-    """Whether the reader has asked to stop."""
+    """Whether training is to stop, and by which signal: ``asked`` is its number, or 0."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = 0
 
     @property
     def requested(self) -> bool:
         """Whether to stop after this step."""
-        return self.asked
+        return self.asked > 0
 
 
 @contextlib.contextmanager
@@ -26,8 +28,11 @@ def deferred_interrupt(terminate: bool = False) -> Iterator[Stop]:
     """Turn the first interrupt (Ctrl-C, the toolbar's square) into ``stop.requested``.
 
     The loop then stops between two steps, where model, optimizer and batch-norm statistics agree.
-    A second interrupt acts at once. Outside the main thread nothing changes. With ``terminate``
-    SIGTERM counts as an interrupt, too.
+    A second interrupt acts at once. Outside the main thread nothing changes.
+
+    Args:
+        terminate: SIGTERM, with which schedulers announce the end, waits too. What it ends is the
+            process: at the end of the block it goes to who handled it before, or is a SystemExit.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -39,7 +44,7 @@ def deferred_interrupt(terminate: bool = False) -> Iterator[Stop]:
     def request(number: int, frame: FrameType | None) -> None:
         if stop.asked:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.asked = number
 
     for number in numbers:
         signal.signal(number, request)
@@ -48,3 +53,8 @@ def deferred_interrupt(terminate: bool = False) -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if stop.asked == signal.SIGTERM:
+        if callable(before[signal.SIGTERM]):
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            raise SystemExit(ENDED)

@@ -141,7 +141,9 @@ def fit(
     The learning rate climbs to ``lr`` over a tenth of all steps and falls to 0 along a cosine.
     Each epoch shuffles anew and drops the last, incomplete batch. The same seed gives the same
     run. An interrupt (Ctrl-C, the toolbar's square) ends it between two steps with a usable
-    model; with ``checkpoint`` the next call goes on from there bit for bit. Derived in lesson 01.
+    model; with ``checkpoint`` the next call goes on from there bit for bit. SIGTERM, with which
+    schedulers announce the end of a job, then waits for the checkpoint too, and ends the process
+    after it. Derived in lesson 01.
     Under ``torchrun`` all ranks share each batch and end with the same model: docs/scale.md.
 
     Args:
@@ -170,8 +172,8 @@ def fit(
 
     Raises:
         ValueError: an argument out of its range, a distiller without the teacher it needs (or the
-            reverse), a checkpoint of another run, a cache of another teacher or data set, ranks
-            that were told different things.
+            reverse), a checkpoint of another run or one that cannot be written, a cache of another
+            teacher or data set, ranks that were told different things or whose buffers differ.
         RuntimeError: another rank is gone, or there is too little memory.
     """
     check_budget(epochs, batch_size, lr, optimizer, weight_decay, seed)
@@ -234,12 +236,12 @@ def fit(
             for callback in callbacks:
                 callback(Moment(epoch, number, plan.steps, terms, model, state.history))
 
-        stop = stack.enter_context(ranks.interrupts())
+        stop = stack.enter_context(ranks.interrupts(terminate=checkpoint is not None))
         clock = run_epochs(plan, state, step, score, tell, stop)
-        state.save()
-    interrupted = state.epoch < epochs
-    if interrupted and ranks.rank == 0:
-        _say_interrupted(state, plan)
+        kept = state.save()
+        interrupted = state.epoch < epochs
+        if interrupted and ranks.rank == 0:
+            _say_interrupted(state, plan, kept)
     micro_batch = step.micro_batch or size
     facts = {"device": target.type, "precision": dtype, "micro_batch": micro_batch}
     rate = clock.steps * size / clock.seconds if clock.seconds else math.nan
@@ -370,14 +372,14 @@ def _identity(
     }
 
 
-def _say_interrupted(state: State, plan: Plan) -> None:
-    kept = (
-        f"; call fit again with checkpoint={str(state.path)!r} to go on"
-        if state.path
-        else "; with checkpoint=... the next call could go on from here"
+def _say_interrupted(state: State, plan: Plan, kept: bool) -> None:
+    advice = (
+        f"call fit again with checkpoint={str(state.path)!r} to go on"
+        if kept
+        else "with a checkpoint=... that can be written the next call could go on from here"
     )
     warnings.warn(
         f"stopped in epoch {state.epoch + 1} of {plan.epochs} after step {state.step} of "
-        f"{plan.steps}: the model is usable as it is{kept}",
+        f"{plan.steps}: the model is usable as it is; {advice}",
         stacklevel=3,
     )

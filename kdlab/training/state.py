@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlab.training.checkpoint import load_checkpoint, try_to_save
+from kdlab.training.checkpoint import check_writable, load_checkpoint, try_to_save
 from kdlab.training.distributed import ALONE, Alone
 from kdlab.training.history import History
 from kdlab.training.step import add_up
@@ -66,10 +66,15 @@ class State:
         self.epoch, self.step, self.totals, self.measured = self.epoch + 1, 0, {}, {}
         return row
 
-    def save(self) -> None:
-        """Write the checkpoint, if there is a path for it."""
+    def save(self) -> bool:
+        """Write the checkpoint, if there is a path for it; say whether it is written.
+
+        Raises:
+            ValueError: the ranks have come apart, so that what one of them has is not all.
+        """
+        self.ranks.check_alike(self.modules)
         if self.path is None or self.ranks.rank > 0:
-            return
+            return False
         device = self._device
         state = {
             "identity": self.identity,
@@ -83,7 +88,7 @@ class State:
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
-        try_to_save(self.path, state)
+        return try_to_save(self.path, state)
 
     def resume(self) -> None:
         """Go to where the checkpoint stands, if there is one."""
@@ -104,9 +109,10 @@ class State:
             torch.cuda.set_rng_state(state["rng_cuda"], self._device)
 
     def _load(self) -> dict[str, Any] | None:
-        if self.path is None or not self.path.exists():
+        if self.path is None:
             return None
-        return load_checkpoint(self.path, self.identity)
+        check_writable(self.path)
+        return load_checkpoint(self.path, self.identity) if self.path.exists() else None
 
     @property
     def _device(self) -> torch.device:

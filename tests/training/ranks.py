@@ -113,20 +113,37 @@ def dropout_masks(folder: Path) -> Run:
 
 
 def resumed(folder: Path) -> Run:
-    """Rank 1 alone is interrupted, all stop after the same step; then they go on."""
+    """Rank 1 alone is to end, all end after the same step; then they go on."""
     path = folder / f"resumed-{rank()}.pt"  # rank 1 has to get it from rank 0
+    steps, ended = [], None
 
     def interrupt(moment: Any) -> None:
+        steps.append(moment.step)
         if rank() == 1 and (moment.epoch, moment.step) == (1, 2):
             signal.raise_signal(signal.SIGTERM)
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        part = dropout(folder, checkpoint=path, callbacks=[interrupt])
+        try:
+            dropout(folder, checkpoint=path, callbacks=[interrupt])
+        except SystemExit as end:
+            ended = end.code
     run = dropout(folder, checkpoint=path)
-    run.facts["stopped"] = (part.interrupted, part.steps, run.steps)
+    run.facts["stopped"] = (ended, len(steps), run.steps)
     run.facts["said"] = [str(w.message) for w in said if "stopped in epoch" in str(w.message)]
     return run
+
+
+class Centred(SoftTargets):
+    """Keeps a running mean of what it saw, which is another on each rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(()))
+
+    def forward(self, student: Any, teacher: Any, targets: torch.Tensor) -> dict[str, Any]:
+        self.centre.lerp_(teacher.logits.mean(), 0.1)
+        return super().forward(student, teacher, targets)
 
 
 def refusals(folder: Path) -> Run:
@@ -139,6 +156,7 @@ def refusals(folder: Path) -> Run:
         "memory": lambda: fit(mlp(), DATA, memory, teacher=mlp(seed=9), **SHORT),
         "rate": lambda: fit(mlp(), DATA, epochs=1, batch_size=15, lr=0.1 + rank()),
         "data": lambda: fit(mlp(), make_data(50, seed=rank()), **SHORT),
+        "centre": lambda: fit(mlp(), DATA, Centred(), teacher=mlp(seed=9), **SHORT),
         "checkpoint": lambda: fit(mlp(), DATA, checkpoint=path, **SHORT | {"lr": 0.5}),
     }
     said = {}
