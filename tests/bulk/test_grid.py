@@ -76,6 +76,24 @@ def test_a_setting_has_one_name_however_it_is_typed(lesson):
     assert planned(renamed)[0].name != typed.name
 
 
+def test_a_path_in_a_list_may_not_climb_either(lesson):
+    notebook = nbformat.read(lesson, 4)
+    notebook.cells[0].source += '\nfiles: list[str] = ["a"]  # what is read'
+    nbformat.write(notebook, lesson)
+    assert planned(lesson, files='["a/b", "c..d"]')[0].given == {"files": ["a/b", "c..d"]}
+    with pytest.raises(ValueError, match="parameter files = .* leaves its folder"):
+        planned(lesson, files='["a", "../b"]')
+
+
+def test_the_digest_of_a_notebook_is_that_of_its_code(lesson):
+    notebook = runs.read_notebook(lesson)
+    before = grid.source_digest(notebook)
+    text = {"cell_type": "markdown", "source": "Words.", "metadata": {}}
+    code = {"cell_type": "code", "source": "1 + 1", "metadata": {}, "outputs": []}
+    assert grid.source_digest({"cells": [text, *notebook["cells"]]}) == before
+    assert grid.source_digest({"cells": [*notebook["cells"], code]}) != before
+
+
 def test_no_value_says_where_a_run_is_kept(lesson, quick):
     code, told = kdlab(
         "sweep", lesson, "-g", "dataset=/etc/passwd,a/b,$HOME,{seed},~,a b", "-o", "out"
