@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from types import ModuleType
 
 from kdlab.distillers.base import Distiller, Outputs, Sum
 from kdlab.words import check_known
@@ -15,16 +16,33 @@ __all__ = ["Distiller", "Outputs", "Sum", "available", "build", "contestants"]
 def available() -> dict[str, type[Distiller]]:
     """Return every method by the name of its file, found by looking into this folder.
 
-    A class without a ``forward`` of its own is what methods have in common, and none itself.
+    A file has one class derived from ``Distiller``, or none if it only helps. A class without a
+    ``forward`` from which others derive is what these have in common, and no method itself.
+
+    Raises:
+        ImportError: a file with several methods, of which only one could have its name.
     """
+    names = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"]
+    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
     found: dict[str, type[Distiller]] = {}
-    for module_info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{module_info.name}")
-        for _, member in inspect.getmembers(module, inspect.isclass):
-            own = member.__module__ == module.__name__ and module_info.name != "base"
-            if own and issubclass(member, Distiller) and "forward" in vars(member):
-                found[module_info.name] = member
+    for name, module in modules.items():
+        methods = list({member for member in vars(module).values() if _is_method(member, module)})
+        if len(methods) > 1:
+            raise ImportError(
+                f"{module.__file__}: {len(methods)} methods in it, "
+                f"{' and '.join(sorted(method.__name__ for method in methods))}, expected one; "
+                "move each into a file of its own, which gives it its name"
+            )
+        if methods:
+            found[name] = methods[0]
     return found
+
+
+def _is_method(member: object, module: ModuleType) -> bool:
+    if not (isinstance(member, type) and issubclass(member, Distiller)):
+        return False
+    is_base = member.forward is Distiller.forward and bool(member.__subclasses__())
+    return member.__module__ == module.__name__ and not is_base
 
 
 def contestants(*, complete: bool) -> dict[str, type[Distiller]]:
@@ -60,3 +78,8 @@ def __getattr__(name: str) -> type[Distiller]:
         if method.__name__ == name:
             return method
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Name the methods too, which are imported when they are asked for: for completion."""
+    return sorted({*globals(), *(method.__name__ for method in available().values())})

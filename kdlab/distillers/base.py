@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -88,7 +90,21 @@ class Distiller(nn.Module):
         return {}
 
     def extra_repr(self) -> str:
-        """Show the options, so that a printed distiller says what it does."""
+        """Show the options, so that a printed distiller says what it does.
+
+        A checkpoint and the ranks of one run tell methods apart by this.
+
+        Raises:
+            ValueError: an option that is not stored under its own name, so that it would not show.
+        """
+        shown = {*vars(self), *self._modules}
+        for name, option in inspect.signature(type(self)).parameters.items():
+            if name not in shown and option.kind not in (option.VAR_POSITIONAL, option.VAR_KEYWORD):
+                raise ValueError(
+                    f"{name}: {type(self).__name__} does not store this option under its own name, "
+                    "so that a checkpoint could not tell two values apart; "
+                    f"in __init__ write self.{name} = {name}"
+                )
         return options_of(self)
 
     def __add__(self, other: Distiller) -> Sum:
@@ -100,9 +116,9 @@ class Distiller(nn.Module):
     __rmul__ = __mul__
 
 
-def options_of(module: nn.Module) -> str:
+def options_of(module: nn.Module, hidden: Iterable[str] = ()) -> str:
     """Return a module's public attributes as ``name=value, ...``: its options, when printed."""
-    hidden = {"training"}
+    hidden = {"training", *hidden}
     options = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in hidden}
     return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
@@ -147,8 +163,8 @@ class Wrapper(Distiller):
         return side_by_side(part.measures() for part in self._parts)
 
     def extra_repr(self) -> str:
-        """Nothing to add: the parts show themselves."""
-        return ""
+        """Show its own options; the parts show themselves, and what they want is no option."""
+        return options_of(self, hidden=vars(Distiller))
 
 
 class Sum(Wrapper):
@@ -185,10 +201,6 @@ class Scaled(Wrapper):
         """Return the part's terms, scaled."""
         (part,) = self._parts
         return {name: self.factor * v for name, v in part(student, teacher, targets).items()}
-
-    def extra_repr(self) -> str:
-        """Show the factor."""
-        return f"factor={self.factor:g}"
 
 
 def side_by_side(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -263,6 +275,6 @@ def teacher_logits(teacher: Outputs | None, who: Distiller) -> Tensor:
 
 def check_fraction(name: str, value: float) -> float:
     """Return ``value`` if it lies in [0, 1]; raise ValueError that names it otherwise."""
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name}: {value} came, expected a weight from 0 to 1")
+    if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+        raise ValueError(f"{name}: {value!r} came, expected a weight from 0 to 1, a number")
     return float(value)

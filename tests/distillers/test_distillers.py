@@ -1,8 +1,11 @@
 """Each method is its losses times its weights, under names; a new file is a new method."""
 
 import importlib
+import re
+import subprocess
 import sys
 from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from kdlab.distillers import (
     build,
     contestants,
 )
+from kdlab.distillers.base import Wrapper
 
 METHODS = {
     "activation_boundary": "ActivationBoundary",
@@ -118,6 +122,7 @@ EXPECTED = [
         {"hard": HARD, "transformed": losses.ttm_loss(S, T, 4.0, weighted=True)},
     ),
     ("label_smoothing", {"smoothing": 0.3}, {"hard": losses.hard_label_loss(S, Y, 0.3)}),
+    ("labels", {"weight": 0.5}, {"hard": 0.5 * HARD}),
 ]
 
 
@@ -128,6 +133,15 @@ def test_terms_are_losses_times_weights(name, options, expected):
     for key, value in expected.items():
         torch.testing.assert_close(got[key], value)
         assert value > 0
+
+
+def test_no_method_is_without_a_test():
+    """One on logits has its terms in EXPECTED, any other its tests in another file here."""
+    assert {name for name, *_ in EXPECTED} == set(ON_LOGITS)
+    here = Path(__file__)
+    others = " ".join(p.read_text() for p in here.parent.glob("test_*.py") if p != here)
+    inside = [METHODS[name] for name in METHODS if name not in ON_LOGITS]
+    assert [name for name in inside if not re.search(rf"\b{name}\b", others)] == []
 
 
 @pytest.mark.parametrize("name", ON_LOGITS)
@@ -207,6 +221,8 @@ def test_without_a_teacher_the_message_is_kind(name):
         ("dist", {"self": 2}, "^unknown option 'self' of dist;"),
         ("soft_targets", {"alpha": 1.1}, "^alpha: 1.1 came, expected a weight from 0 to 1"),
         ("soft_targets", {"alpha": float("nan")}, "^alpha: nan came"),
+        ("soft_targets", {"alpha": "x"}, "^alpha: 'x' came, .* a number"),
+        ("soft_targets", {"alpha": None}, "^alpha: None came, .* a number"),
         ("label_smoothing", {"smoothing": -0.1}, "^smoothing: -0.1 came"),
     ],
 )
@@ -241,22 +257,80 @@ def test_the_contest_is_of_those_that_train_any_pair_of_image_models(monkeypatch
         assert kept is (method if method.in_tournament else None)
 
 
-def test_a_new_file_is_a_new_method(tmp_path, monkeypatch):
-    (tmp_path / "homemade.py").write_text(
-        "from kdlab.distillers.base import Distiller\n"
-        "class Homemade(Distiller):\n"
-        "    def forward(self, student, teacher, targets):\n"
-        "        return {'size': student.logits.square().mean()}\n"
-    )
+@pytest.fixture
+def plant(tmp_path, monkeypatch):
+    """Put files into the folder of the methods, for one test."""
+    planted = []
+
+    def plant(**sources):
+        for name, source in sources.items():
+            lines = ["from kdlab.distillers.base import Distiller", *source]
+            (tmp_path / f"{name}.py").write_text("\n".join(lines) + "\n")
+            planted.append(name)
+        importlib.invalidate_caches()
+
     monkeypatch.setattr(distillers, "__path__", [*distillers.__path__, str(tmp_path)])
-    importlib.invalidate_caches()
-    try:
-        assert set(available()) == {*METHODS, "homemade"}
-        assert terms(build("homemade"))["size"] > 0
-        assert distillers.Homemade is available()["homemade"]
-    finally:
-        sys.modules.pop("kdlab.distillers.homemade", None)
-        vars(distillers).pop("homemade", None)
+    yield plant
+    for name in planted:
+        sys.modules.pop(f"kdlab.distillers.{name}", None)
+        vars(distillers).pop(name, None)
+
+
+FORWARD = [
+    "    def forward(self, student, teacher, targets):",
+    "        return {'size': student.logits.square().mean()}",
+]
+
+
+def test_a_new_file_is_a_new_method(plant):
+    plant(homemade=["class Homemade(Distiller):", *FORWARD])
+    assert set(available()) == {*METHODS, "homemade"}
+    assert terms(build("homemade"))["size"] > 0
+    assert distillers.Homemade is available()["homemade"]
+    assert "Homemade" in dir(distillers)
+
+
+def test_a_method_may_take_its_formula_from_another(plant):
+    plant(
+        warmer=[
+            "from kdlab.distillers.soft_targets import SoftTargets",
+            "class Warmer(SoftTargets):",
+            "    def __init__(self, alpha=0.9):",
+            "        super().__init__(9.0, alpha)",
+        ]
+    )
+    got = terms(build("warmer", alpha=0.5))
+    torch.testing.assert_close(got["soft"], 0.5 * soft(9.0))
+
+
+def test_what_methods_have_in_common_is_none_itself(plant):
+    plant(
+        common=["class Common(Distiller):", "    pass"],
+        first=["from kdlab.distillers.common import Common", "class First(Common):", *FORWARD],
+        helpers=["from kdlab.distillers.hints import Hints", "class Helper:", "    pass"],
+    )
+    assert available().keys() - METHODS == {"first"}
+
+
+def test_a_method_without_its_formula_is_found_and_says_so(plant):
+    plant(forgetful=["class Forgetful(Distiller):", "    def foward(self): pass"])
+    with pytest.raises(NotImplementedError, match="Forgetful must define forward"):
+        terms(build("forgetful"))
+
+
+def test_two_methods_in_one_file_are_refused(plant):
+    plant(
+        pair=["class Left(Distiller):", *FORWARD, "Same = Left", "class Right(Left):", "    pass"]
+    )
+    expected = r"pair\.py: 2 methods in it, Left and Right, expected one; move each into a file"
+    with pytest.raises(ImportError, match=expected):
+        available()
+
+
+def test_the_methods_are_seen_and_imported_only_when_they_are_asked_for():
+    assert {*METHODS.values(), "available", "Distiller"} <= set(dir(distillers))
+    script = "import sys, kdlab.distillers as d; sys.exit('kdlab.distillers.hints' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -274,6 +348,38 @@ def test_printed_it_says_what_it_does(name):
 def test_options_that_differ_are_printed_differently():
     assert repr(SoftTargets(4.0)) != repr(SoftTargets(4.5))
     assert "4.5" in repr(SoftTargets(4.5) + LabelSmoothing())
+
+
+def test_an_option_that_would_not_show_is_noticed():
+    """Else a checkpoint would take two values of it for the same run."""
+
+    class Hidden(SoftTargets):
+        def __init__(self, weight=1.0, *rest, **options):
+            super().__init__(**options)
+            self._weight = weight
+
+    class Buffered(SoftTargets):
+        def __init__(self, weight=1.0):
+            super().__init__()
+            self.register_buffer("weight", torch.tensor(weight))
+
+    assert repr(Distiller()) == "Distiller()"  # what takes any options has none to show
+    for method in (Hidden, Buffered):
+        with pytest.raises(ValueError, match=r"^weight: .* own name.*write self.weight = weight"):
+            repr(method())
+        with pytest.raises(ValueError, match=r"^weight: "):
+            repr(method() + LabelSmoothing())
+
+
+def test_a_method_of_methods_shows_its_options():
+    class Powered(Wrapper):
+        def __init__(self, method, power):
+            super().__init__(method)
+            self.power = power
+
+    shown = repr(Powered(SoftTargets(), 3))
+    assert "power=3" in shown and "taps" not in shown and "complete" not in shown
+    assert repr(0.1234567 * SoftTargets()) != repr(0.1234568 * SoftTargets())
 
 
 def test_a_sum_has_the_terms_of_its_parts():
