@@ -104,7 +104,7 @@ def fit_stacked(
                 for group in update.param_groups:
                     group["lr"] = plans[0].learning_rate(epoch, step)
                 now = partial(slope, progress=plans[0].progress(epoch, step))
-                _backpropagate(layers, images[index], data.train.y[index], answers, now)
+                _backpropagate(layers, images[index], data.train.y[index], answers, index, now)
                 update.step()
     for linears, (weight, bias) in zip(same_place, layers, strict=True):
         for linear, w, b in zip(linears, weight, bias, strict=True):
@@ -129,19 +129,27 @@ def _logit_slope(distiller: Distiller | None) -> Slope:
     """Return the function that gives ∂loss/∂logits ``[k, B, C]``, for all students in one go."""
 
     def slope(
-        logits: Tensor, images: Tensor, targets: Tensor, answers: Tensor | None, progress: float
+        logits: Tensor,
+        images: Tensor,
+        targets: Tensor,
+        answers: Tensor | None,
+        index: Tensor,
+        progress: float,
     ) -> Tensor:
-        def loss(logits: Tensor, images: Tensor, targets: Tensor, answers: Tensor | None) -> Tensor:
+        def loss(
+            logits: Tensor, images: Tensor, targets: Tensor, answers: Tensor | None, index: Tensor
+        ) -> Tensor:
             if distiller is None:
                 return hard_label_loss(logits, targets)
-            teacher = None if answers is None else Outputs(answers, {}, images)
-            terms = distiller(Outputs(logits, {}, images, progress=progress), teacher, targets)
+            teacher = None if answers is None else Outputs(answers, {}, images, index)
+            terms = distiller(Outputs(logits, {}, images, index, progress), teacher, targets)
             return torch.stack(list(terms.values())).sum()
 
         logits = logits.detach().requires_grad_()
-        places = (0, 0, 0, None if answers is None else 0)
+        places = (0, 0, 0, None if answers is None else 0, 0)
         per_student = torch.vmap(loss, in_dims=places, randomness="different")
-        return torch.autograd.grad(per_student(logits, images, targets, answers).sum(), logits)[0]
+        losses = per_student(logits, images, targets, answers, index)
+        return torch.autograd.grad(losses.sum(), logits)[0]
 
     return slope
 
@@ -151,6 +159,7 @@ def _backpropagate(
     images: Tensor,
     targets: Tensor,
     answers: Tensor | None,
+    index: Tensor,
     slope: Slope,
 ) -> None:
     """Set each layer's gradients; the forward pass, and the chain rule back through it."""
@@ -158,7 +167,7 @@ def _backpropagate(
     for number, (weight, bias) in enumerate(layers, start=1):
         output = torch.baddbmm(bias, inputs[-1], weight.mT)
         inputs.append(output.relu_() if number < len(layers) else output)
-    gradient = slope(inputs.pop(), images, targets, answers)
+    gradient = slope(inputs.pop(), images, targets, answers, index)
     for (weight, bias), entering in zip(reversed(layers), reversed(inputs), strict=True):
         weight.grad = gradient.mT @ entering
         bias.grad = gradient.sum(dim=1, keepdim=True)

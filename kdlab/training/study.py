@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import joblib
@@ -17,35 +17,29 @@ from torch import Tensor, nn
 from kdlab.datasets import Data, Split
 from kdlab.distillers import Distiller
 from kdlab.metrics import evaluate
-from kdlab.models import build_for
 from kdlab.training.device import pick_device
+from kdlab.training.distributed import Alone, join
 from kdlab.training.loop import fit
 from kdlab.training.predict import predict
 from kdlab.training.progress import Progress
 from kdlab.training.stacked import fit_stacked, stackable
+from kdlab.training.study_arguments import (
+    OPTIONS,
+    Line,
+    Setting,
+    Student,
+    build_student,
+    check_options,
+    check_seeds,
+    check_workers,
+    complete,
+)
 from kdlab.training.teacher_outputs import TeacherOutputs
 
-Student = str | tuple[str, dict[str, Any]] | Callable[[int], nn.Module]
+__all__ = ["Setting", "Student", "build_student", "study"]
+
 STACK_OPTIONS = {"epochs", "batch_size", "lr", "optimizer", "weight_decay"}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One line of a comparison: a method, and where it departs from the study's own arguments.
-
-    Attributes:
-        distiller: the method, or None for the labels alone.
-        data: other data, such as the same images with fewer labels.
-        teacher: another teacher.
-        student: another student.
-        options: other arguments of ``fit``, such as ``{"lr": 0.05}``.
-    """
-
-    distiller: Distiller | None = None
-    data: Data | None = None
-    teacher: nn.Module | None = None
-    student: Student | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+OWN_OPTIONS = ["seeds", "teacher", "workers", "progress"]
 
 
 def study(
@@ -66,17 +60,23 @@ def study(
     weights and the shuffling, so two settings with the same seed begin alike and their
     differences are paired. An interrupt keeps the runs that are done.
 
+    A method that reads a value off a tensor (``.item()``, ``float(...)``, ``if``) cannot be
+    stacked; a warning says so, and its runs are made one by one. Under ``torchrun`` all ranks share
+    each run, as in ``fit``, one after another, and each rank returns the table.
+
     Args:
         student: a name of ``models.available()``, a pair (name, options), or a function that
             takes a seed and returns a model.
         data: what to learn from and to be measured on.
         settings: a method, ``None`` (labels alone) or a ``Setting``, by the name to show.
-        seeds: how many (0, 1, ...), or which.
+        seeds: how many (0, 1, ...), or which, no two alike.
         teacher: who answers in all settings that do not bring their own.
         workers: processes; None takes one per core, or as many as ``KDLAB_THREADS`` says, 1 stays
-            in this process.
+            in this process. Under ``torchrun`` there are none besides the ranks.
         progress: show a progress bar.
-        options: arguments of ``fit`` for all settings: ``epochs``, ``batch_size``, ``lr``, ...
+        options: arguments of ``fit`` for all settings: ``epochs``, ``batch_size``, ``lr``, ... but
+            not ``seed``, ``teacher_outputs`` (a study sees to both) and ``checkpoint`` (one file
+            cannot serve all runs; ``kdlab sweep`` goes on where it was).
 
     Returns:
         One row per setting and seed: ``setting, seed``, the metrics of ``metrics.evaluate`` on
@@ -85,84 +85,58 @@ def study(
         with intervals.
 
     Raises:
-        ValueError: no settings, no seeds, or an argument that ``fit`` refuses.
+        ValueError: no settings, no seeds or equal ones, something of another kind than said here,
+            an argument that ``fit`` has not or refuses, or workers under ``torchrun``.
     """
-    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not settings or not chosen:
-        raise ValueError("settings and seeds: expected at least one of each")
+    chosen = check_seeds(seeds)
+    if not isinstance(settings, Mapping) or not settings:
+        raise ValueError(
+            f"settings: {settings!r:.80} came, expected at least one method by the name to show, "
+            "such as {'labels': None, 'soft': SoftTargets()}"
+        )
+    check_options(options, OWN_OPTIONS + OPTIONS, " in a call of study")
     lines = {
-        name: _complete(value, student, data, teacher, options) for name, value in settings.items()
+        name: complete(name, value, student, data, teacher, options, chosen)
+        for name, value in settings.items()
     }
+    ranks, _ = _place(next(iter(lines.values())))
+    check_workers(workers, ranks)
     rows: list[dict[str, Any]] = []
-    with Progress(len(lines) * len(chosen), "training the students", progress) as bar:
+    count, shown = len(lines) * len(chosen), progress and ranks.rank == 0
+    with ranks.guarded(), Progress(count, "training the students", shown) as bar:
         try:
-            for row in _run_all(lines, chosen, workers):
+            for row in _run_all(lines, chosen, workers, ranks):
                 rows.append(row)
                 bar.advance()
         except KeyboardInterrupt:
-            warnings.warn(
-                f"stopped: {len(rows)} of {len(lines) * len(chosen)} runs are done and kept",
-                stacklevel=2,
-            )
+            if ranks.rank == 0:
+                warnings.warn(
+                    f"stopped: {len(rows)} of {count} runs are done and kept", stacklevel=2
+                )
     order = {name: place for place, name in enumerate(lines)}
     rows.sort(key=lambda row: (order[row["setting"]], row["seed"]))
     return pd.DataFrame(rows)
 
 
-def build_student(student: Student, data: Data, seed: int) -> nn.Module:
-    """Return a fresh student for ``data`` with the initial weights of ``seed``."""
-    if callable(student):
-        return student(seed)
-    name, options = (student, {}) if isinstance(student, str) else student
-    return build_for(name, data.shape, data.num_classes, seed=seed, **options)
-
-
-@dataclass(frozen=True)
-class _Line:
-    student: Student
-    data: Data | Any  # None while it travels to a worker
-    distiller: Distiller | None
-    teacher: nn.Module | None
-    options: dict[str, Any]
-    outputs: TeacherOutputs | None = None  # the teacher's logits for the training images
-    answers: Tensor | None = None  # and for the test images
-
-
-def _complete(
-    value: Distiller | Setting | None,
-    student: Student,
-    data: Data,
-    teacher: nn.Module | None,
-    options: Mapping[str, Any],
-) -> _Line:
-    setting = value if isinstance(value, Setting) else Setting(value)
-    return _Line(
-        setting.student or student,
-        setting.data or data,
-        setting.distiller,
-        setting.teacher or teacher,
-        {**options, **setting.options},
-    )
-
-
 def _run_all(
-    lines: dict[str, _Line], seeds: list[int], workers: int | None
+    lines: dict[str, Line], seeds: list[int], workers: int | None, ranks: Alone
 ) -> Iterator[dict[str, Any]]:
     lines = _ask_each_teacher_once(lines)
-    apart: dict[str, _Line] = {}
+    apart: dict[str, Line] = {}
     for name, line in lines.items():
-        example = build_student(line.student, line.data, seeds[0])
-        known = set(line.options) - {"device"} <= STACK_OPTIONS
-        if known and _on_cpu(line) and stackable(example, line.distiller):
-            yield from _stacked_rows(name, line, seeds)
-        else:
+        models = _train_stacked(name, line, seeds) if ranks.size == 1 else None
+        if models is None:
             apart[name] = line
+            continue
+        for model, seed in zip(models, seeds, strict=True):
+            val = evaluate(predict(model, line.data.val.x, device="cpu"), line.data.val.y)
+            yield _measured(name, line, seed, model, val["accuracy"])
     jobs = [(name, line, seed) for seed in seeds for name, line in apart.items()]
     on_cpu = all(_on_cpu(line) for line in apart.values())
     # a sweep divides the cores among its kernels
     cores = int(os.environ.get("KDLAB_THREADS") or os.cpu_count() or 1)
     count = min(workers or cores, len(jobs))
-    if count <= 1 or not on_cpu:
+    if count <= 1 or not on_cpu or ranks.size > 1:  # a worker would take itself for a rank
         for job in jobs:
             yield _row(*job)
         return
@@ -174,57 +148,69 @@ def _run_all(
     )
 
 
-def _ask_each_teacher_once(lines: dict[str, _Line]) -> dict[str, _Line]:
+def _ask_each_teacher_once(lines: dict[str, Line]) -> dict[str, Line]:
     trained: dict[tuple[int, int], TeacherOutputs] = {}
     tested: dict[tuple[int, int], Tensor] = {}
     result = {}
     for name, line in lines.items():
         if (teacher := line.teacher) is not None:
-            device = line.options.get("device", "auto")
+            ranks, device = _place(line)
             place = (id(line.teacher), id(line.data.test.x))
             if place not in tested:
-                tested[place] = predict(teacher, line.data.test.x, device=device)
+                tested[place] = ranks.predict(teacher, line.data.test.x, device=device)
             line = replace(line, answers=tested[place])
             place = (id(line.teacher), id(line.data))
             if _asks_for_logits(line) and line.options.get("augment") is None:
                 if place not in trained:
-                    trained[place] = TeacherOutputs.build(teacher, line.data, device=device)
+                    trained[place] = TeacherOutputs.build(
+                        teacher, line.data, device=device, ranks=ranks
+                    )
                 line = replace(line, outputs=trained[place])
         result[name] = line
     return result
 
 
-def _asks_teacher(line: _Line) -> bool:
-    return line.distiller is not None and line.distiller.needs_teacher
+def _asks_for_logits(line: Line) -> bool:
+    return line.distiller is not None and line.asks_teacher and line.distiller.needs_only_logits
 
 
-def _asks_for_logits(line: _Line) -> bool:
-    return line.distiller is not None and _asks_teacher(line) and line.distiller.needs_only_logits
-
-
-def _stacked_rows(name: str, line: _Line, seeds: list[int]) -> Iterator[dict[str, Any]]:
+def _train_stacked(name: str, line: Line, seeds: list[int]) -> list[nn.Module] | None:
+    """Return the models of all seeds, trained at once; None where they have to be trained apart."""
+    known = set(line.options) - {"device"} <= STACK_OPTIONS
+    example = build_student(line.student, line.data, seeds[0])
+    if not (known and _on_cpu(line) and stackable(example, line.distiller)):
+        return None
     models = [build_student(line.student, line.data, seed) for seed in seeds]
-    fit_stacked(
-        models,  # type: ignore[arg-type]  # stackable() has looked
-        line.data,
-        line.distiller,
-        seeds=seeds,
-        teacher_outputs=line.outputs,
-        **{name: value for name, value in line.options.items() if name in STACK_OPTIONS},
-    )
-    for model, seed in zip(models, seeds, strict=True):
-        val = evaluate(predict(model, line.data.val.x), line.data.val.y)
-        yield _measured(name, line, seed, model, val["accuracy"])
+    options = {name: value for name, value in line.options.items() if name in STACK_OPTIONS}
+    try:
+        fit_stacked(
+            models,  # type: ignore[arg-type]  # stackable() has looked
+            line.data,
+            line.distiller,
+            seeds=seeds,
+            teacher_outputs=line.outputs,
+            **options,
+        )
+    except RuntimeError as error:  # of vmap; a mistake of the method itself comes again in fit
+        warnings.warn(
+            f"setting {name!r}: {type(line.distiller).__name__} cannot train all seeds at once "
+            f"({str(error).partition('. ')[0]:.120}); its runs are made one by one, which is as "
+            "right but slower. A forward that reads no values off tensors (.item(), float(...), "
+            "if) would be fast",
+            stacklevel=4,  # the call of study
+        )
+        return None
+    return models
 
 
-def _row(name: str, line: _Line, seed: int) -> dict[str, Any]:
+def _row(name: str, line: Line, seed: int) -> dict[str, Any]:
     model = build_student(line.student, line.data, seed)
     options = {"validate": False, **line.options}
     run = fit(
         model,
         line.data,
         line.distiller,
-        teacher=line.teacher if _asks_teacher(line) else None,
+        teacher=line.teacher if line.asks_teacher else None,
         seed=seed,
         teacher_outputs=line.outputs,
         **options,
@@ -234,7 +220,7 @@ def _row(name: str, line: _Line, seed: int) -> dict[str, Any]:
     return _measured(name, line, seed, model, run.history.last["val_accuracy"])
 
 
-def _row_in_worker(name: str, line: _Line, seed: int, packed: dict[str, Any]) -> dict[str, Any]:
+def _row_in_worker(name: str, line: Line, seed: int, packed: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     return _row(name, replace(line, data=_unpack(packed)), seed)
 
@@ -262,13 +248,18 @@ def _unpack(packed: dict[str, Any]) -> Data:
     return data
 
 
-def _on_cpu(line: _Line) -> bool:
-    return pick_device(line.options.get("device", "auto")).type == "cpu"
+def _on_cpu(line: Line) -> bool:
+    return _place(line)[1].type == "cpu"
+
+
+def _place(line: Line) -> tuple[Alone, torch.device]:
+    return join(pick_device(line.options.get("device", "auto")))
 
 
 def _measured(
-    name: str, line: _Line, seed: int, model: nn.Module, val_accuracy: float
+    name: str, line: Line, seed: int, model: nn.Module, val_accuracy: float
 ) -> dict[str, Any]:
-    logits = predict(model, line.data.test.x, device=line.options.get("device", "auto"))
+    ranks, device = _place(line)
+    logits = ranks.predict(model, line.data.test.x, device=device)
     scores = evaluate(logits, line.data.test.y, line.answers)
     return {"setting": name, "seed": seed, **scores, "val_accuracy": val_accuracy}

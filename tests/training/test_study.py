@@ -1,5 +1,6 @@
 """Many runs in one table: the same numbers as single runs, nothing lost on the way."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -9,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import study_ranks
 import torch
-from tiny import make_data, make_mlp
-from torch import nn
+from test_distributed import PATIENCE, TORCHRUN
+from tiny import Readable, make_data, make_mlp
+from torch import Tensor, nn
 
 from kdlab.distillers import Dist, Distiller, SoftTargets, contestants
 from kdlab.losses import hard_label_loss
 from kdlab.metrics import evaluate
 from kdlab.models import build_for
 from kdlab.training import TeacherOutputs, fit, predict
+from kdlab.training.distributed import TIMEOUT
 from kdlab.training.stacked import fit_stacked, stackable
 from kdlab.training.study import Setting, study
 
@@ -98,6 +102,48 @@ def test_a_method_of_the_reader_may_use_pictures_and_chance():
     assert results.nll[1] == pytest.approx(expected["nll"], abs=1e-5)
 
 
+def test_a_method_of_the_reader_may_tell_the_images_apart():
+    class Weighted(Distiller):
+        needs_teacher = False
+
+        def forward(self, student, teacher, targets):
+            weights = torch.linspace(0, 2, len(DATA.train))[student.index]
+            losses = hard_label_loss(student.logits, targets, reduction="none")
+            return {"hard": (weights * losses).mean()}
+
+    results = study("mlp", DATA, {"weighted": Weighted()}, seeds=2, **SHORT)
+    expected = evaluate(predict(single(Weighted(), 1), DATA.test.x), DATA.test.y)
+    assert results.nll[1] == pytest.approx(expected["nll"], abs=1e-5)
+
+
+@pytest.mark.parametrize("read", [Tensor.item, float, Tensor.tolist, bool])
+def test_a_method_that_reads_values_is_trained_run_by_run(read):
+    class Reading(SoftTargets):
+        def forward(self, student, teacher, targets):
+            terms = super().forward(student, teacher, targets)
+            return terms | {"soft": terms["soft"] / (1 + read(terms["soft"].detach()))}
+
+    settings = {"reading": Reading(), "labels": None}
+    with pytest.warns(
+        UserWarning, match=r"^setting 'reading': Reading cannot .* all seeds"
+    ) as said:
+        results = study("mlp", DATA, settings, seeds=2, teacher=TEACHER, workers=1, **SHORT)
+    assert [warning.filename for warning in said] == [__file__]
+    for row, (distiller, seed) in enumerate(itertools.product(settings.values(), (0, 1))):
+        expected = evaluate(predict(single(distiller, seed), DATA.test.x), DATA.test.y)
+        assert results.nll[row] == pytest.approx(expected["nll"], abs=1e-5)
+
+
+def test_a_mistake_of_a_method_is_said_as_fit_says_it():
+    class Wrong(SoftTargets):
+        def forward(self, student, teacher, targets):
+            return {"soft": student.logits @ torch.ones(3)}
+
+    settings = {"wrong": Wrong()}
+    with pytest.raises(RuntimeError, match="size mismatch"), pytest.warns(UserWarning):
+        study("mlp", DATA, settings, seeds=2, teacher=TEACHER, workers=1, **SHORT)
+
+
 def test_the_table():
     results = study(
         "mlp",
@@ -154,17 +200,6 @@ def test_a_shared_teacher_is_asked_once(monkeypatch):
     )
     study("mlp", DATA, METHODS, seeds=2, teacher=TEACHER, **SHORT)
     assert len(asked) == 1
-
-
-@pytest.mark.parametrize(("settings", "seeds"), [({}, 2), ({"labels": None}, 0)])
-def test_an_empty_study_is_refused(settings, seeds):
-    with pytest.raises(ValueError, match=r"^settings and seeds: expected at least one"):
-        study("mlp", DATA, settings, seeds=seeds)
-
-
-def test_a_missing_teacher_is_said():
-    with pytest.raises(ValueError, match=r"^teacher: SoftTargets needs"):
-        study("mlp", DATA, {"soft": SoftTargets()}, seeds=1, **SHORT)
 
 
 def test_an_interrupt_keeps_what_is_done(monkeypatch):
@@ -243,8 +278,8 @@ def test_a_sweep_says_how_many_workers_a_study_takes(monkeypatch, threads, worke
 
 
 def test_an_error_in_a_worker_reaches_the_reader(in_workers):
-    with pytest.raises(ValueError, match=r"^epochs: 0 came"):
-        study("cnn_tiny", DATA, {"labels": None}, seeds=2, workers=2, epochs=0)
+    with pytest.raises(ValueError, match=r"^precision: 'fp16' came"):
+        study("cnn_tiny", DATA, {"labels": None}, seeds=2, workers=2, precision="fp16")
 
 
 SCRIPT = """
@@ -290,3 +325,26 @@ def test_an_interrupt_of_worker_processes_keeps_what_is_done(whole_group):
         said, complaints = process.communicate(timeout=60)
     assert "kept ['quick']" in said, said + complaints
     assert process.returncode == 0
+
+
+# --- ranks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="gloo")
+def test_two_ranks_make_the_table_of_one_process(tmp_path):
+    """KDLAB_THREADS would have each rank start workers, which took themselves for ranks."""
+    done = subprocess.run(
+        [*TORCHRUN, "study_ranks.py", tmp_path],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "KDLAB_THREADS": "2", TIMEOUT: "60"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = (pd.read_json(tmp_path / f"{rank}.json") for rank in (0, 1))
+    one = study_ranks.table(Readable(study_ranks.DATA))
+    pd.testing.assert_frame_equal(first, second)
+    pd.testing.assert_frame_equal(first[list(one)], one, rtol=1e-4, atol=1e-5)
+    assert set(first.asked) == {(50 + 50) // 2}  # each rank asked about half the images, once
+    assert first.refusal[0].startswith("workers: 2 came under torchrun, whose 2 ranks share each")
