@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 RUN, CONTENT = "kdlab.run", "kdlab.content"
 FORBIDDEN = re.compile(r"[^A-Za-z0-9_\-. ]")  # in names; slashes and colons would be folders
 LONGEST = 5000  # characters of a tag or parameter
-BATCH = 1000  # metrics that MLflow takes at once
+BATCH = PAGE = 1000  # metrics that MLflow takes, and runs that it gives, at once
 
 
 def track(table: pd.DataFrame, source: Path, folder: Path) -> int:
@@ -73,7 +73,7 @@ def _there(client: Any, experiment: str) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     page = None
     while True:
-        some = client.search_runs([experiment], max_results=1000, page_token=page)
+        some = client.search_runs([experiment], max_results=PAGE, page_token=page)
         for run in some:
             found.setdefault(run.data.tags.get(RUN, ""), []).append(run)
         if not (page := some.token):

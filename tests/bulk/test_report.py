@@ -190,6 +190,15 @@ def test_what_tells_rows_apart_is_no_result(tmp_path):
         report.summary(gather(tmp_path), ["T"])
 
 
+def test_the_bounds_of_an_interval_are_no_results_of_their_own(tmp_path):
+    for seed in (0, 1):
+        rows = [{"setting": s, "mean": 0.5, "low": 0.4, "high": 0.6, "n": 5} for s in ("a", "b")]
+        keep(tmp_path, {"seed": seed}, [{"name": "accuracy", "value": rows}])
+    table = gather(tmp_path)
+    assert {m.metric for m in report.measures(table)} == {"mean"}
+    assert {m.metric for m in report.measures(table, ["low"])} == {"low"}
+
+
 def test_numbers_that_differ_between_runs_are_results(tmp_path):
     for seed in range(3):
         rows = [{"loss": seed + part} for part in (0.25, 0.75)]

@@ -20,6 +20,8 @@ RECORDS = [
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     monkeypatch.setattr(report_files, "write", lambda *arguments: [])
+    monkeypatch.setattr(tracking, "BATCH", 2)
+    monkeypatch.setattr(tracking, "PAGE", 1)
     out = tmp_path / "runs"
     keep(out, {"temperature": 4.0, "hidden": [8, 4]}, RECORDS)
     keep(out, {"temperature": 2.0, "hidden": [8]}, status=runs.FAILED, reason="MemoryError: no")
