@@ -2,6 +2,7 @@
 
 from kdlab.compression.export import export
 from kdlab.compression.factorization import factorize
+from kdlab.compression.kinds import Quantized
 from kdlab.compression.loading import Deployed, load
 from kdlab.compression.nested import Nested, Sandwich, compare_widths, pick
 from kdlab.compression.pipeline import compress, measure_file
@@ -13,7 +14,6 @@ from kdlab.compression.pruning import (
     sparsity,
 )
 from kdlab.compression.quantization import (
-    Quantized,
     quantize,
     quantize_aware,
     quantize_file,

@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from kdlab import __version__
 from kdlab.compression.extras import need, quiet
+from kdlab.compression.kinds import check_kinds
 from kdlab.datasets import Data
 from kdlab.files import atomic_write
 from kdlab.models import count_parameters
@@ -90,11 +91,12 @@ def export(
         The path.
 
     Raises:
-        ValueError: another ending; a card that JSON cannot hold; a model that gives other logits
-            than ``[B, C]`` for this data.
+        ValueError: an argument of another kind; another ending; a card that JSON cannot hold; a
+            model that gives other logits than ``[B, C]`` for this data.
         ImportError: for .onnx, the packages onnx and onnxscript are missing.
         OSError: the folder cannot be written.
     """
+    check_kinds(model=model, path=path, data=data)
     path = Path(path)
     check_known("ending", path.suffix, WRITERS, f" of the path {path.name!r}")
     inputs = data.train.x[:2]

@@ -9,6 +9,8 @@ import numbers
 import torch
 from torch import nn
 
+from kdlab.compression.kinds import check_not_quantized
+
 
 @torch.no_grad()
 def factorize(model: nn.Module, energy: float = 0.9) -> nn.Module:
@@ -32,13 +34,14 @@ def factorize(model: nn.Module, energy: float = 0.9) -> nn.Module:
         energy: share of the squared weights that is kept, above 0 up to 1.
 
     Raises:
-        ValueError: an energy out of range.
+        ValueError: an energy out of range, or a quantized model.
 
     Sources: Denton, Zaremba, Bruna, LeCun, Fergus, Exploiting linear structure within
     convolutional networks for efficient evaluation, 2014, arXiv:1404.0736; the split of a
     convolution: Zhang, Zou, He, Sun, Accelerating very deep convolutional networks for
     classification and detection, 2015, arXiv:1505.06798.
     """
+    check_not_quantized(model)
     if not isinstance(energy, numbers.Real) or math.isnan(energy) or not 0 < energy <= 1:
         raise ValueError(f"energy: {energy!r} came, expected a number above 0 up to 1")
     whole = copy.deepcopy(model)

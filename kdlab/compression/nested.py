@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kdlab.compression.kinds import check_kinds, check_not_quantized
 from kdlab.compression.shapes import fit_weights
 from kdlab.datasets import Data
 from kdlab.distillers import Distiller, Labels
@@ -57,6 +58,8 @@ class Nested(nn.Module):
 
     def __init__(self, model: nn.Module, example: Tensor, widths: Sequence[float] = WIDTHS) -> None:
         super().__init__()
+        check_not_quantized(model)
+        check_kinds(example=example)
         self.widths = tuple(sorted(set(widths)))
         if len(self.widths) < 2 or self.widths[0] <= 0 or self.widths[-1] != 1:
             raise ValueError(f"widths: {widths!r} came, expected shares above 0, such as {WIDTHS}")
@@ -236,8 +239,9 @@ def compare_widths(nested: Nested, data: Data, example: Tensor, **options: Any) 
         options: of ``kdlab.metrics.cost``, such as ``threads`` or ``watts``.
 
     Raises:
-        ValueError: what ``cost`` raises.
+        ValueError: no data set, what ``cost`` raises.
     """
+    check_kinds(data=data)
     rows = []
     for width in nested.widths:
         alone = nested.subnetwork(width)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.compression.export import export
+from kdlab.compression.kinds import check_kinds
 from kdlab.compression.loading import Deployed, load
 from kdlab.datasets import Data
 from kdlab.metrics import cost, evaluate
@@ -66,9 +67,11 @@ def compress(
         PyTorch's counter sees, whether computed in floats or whole numbers; memory is not known.
 
     Raises:
-        ValueError: no step, another ending, or what a step raises, with the step's name added.
+        ValueError: an argument of another kind, no step, another ending, or what a step raises,
+            with the step's name added.
         ImportError: the packages of the extra ``compression`` are missing.
     """
+    check_kinds(model=model, data=data, path=path, teacher=teacher)
     path = Path(path)
     if not steps or path.suffix != ".onnx":
         what = f"path: {path.name!r}" if steps else "steps: none"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from kdlab.compression.extras import need
+from kdlab.compression.kinds import check_kinds, check_not_quantized
 from kdlab.datasets import Data
 from kdlab.distillers import Distiller, SoftTargets
 from kdlab.models.attention import SelfAttention
@@ -42,11 +43,12 @@ def prune_weights(model: nn.Module, share: float) -> nn.Module:
         share: of those weights that are not 0 yet, from 0 up to below 1.
 
     Raises:
-        ValueError: a share out of range, or a model without such weights.
+        ValueError: a share out of range, or a model without such weights, such as a quantized one.
 
     Source: Han, Pool, Tran, Dally, Learning both weights and connections for efficient neural
     networks, 2015, arXiv:1506.02626.
     """
+    check_not_quantized(model)
     share = _check_share(share)
     pruned = copy.deepcopy(model)
     layers = list(_prunable(pruned))
@@ -92,8 +94,8 @@ def prune_channels(
             36 had 43 % fewer FLOPs and took 18 % *longer*.
 
     Raises:
-        ValueError: a share or a multiple out of range, an unknown importance, token numbers as
-            example.
+        ValueError: a share or a multiple out of range, an unknown importance, token numbers or no
+            tensor as example, a quantized model.
         ImportError: the package torch-pruning is missing.
 
     Sources: Fang, Ma, Song, Mi, Wang, DepGraph: towards any structural pruning, 2023,
@@ -101,6 +103,8 @@ def prune_channels(
     ConvNets, 2016, arXiv:1608.08710. Batch norm's scale: Liu, Li, Shen, Huang, Yan, Zhang,
     Learning efficient convolutional networks through network slimming, 2017, arXiv:1708.06519.
     """
+    check_not_quantized(model)
+    check_kinds(example=example)
     share = _check_share(share)
     check_known("importance", importance, IMPORTANCE)
     _check_count("multiple_of", multiple_of)
@@ -185,8 +189,9 @@ def recover(
             comparison with and without a teacher fair.
 
     Raises:
-        ValueError: what ``fit`` raises.
+        ValueError: an argument of another kind, what ``fit`` raises.
     """
+    check_kinds(pruned=pruned, data=data, teacher=teacher)
     zeros = {name: w == 0 for name, w in pruned.named_parameters() if w.dim() > 1}
     zeros = {name: places for name, places in zeros.items() if places.any()}
 
@@ -206,8 +211,9 @@ def sparsity(model: nn.Module) -> float:
     """Share of the weights of convolutions and Linear layers that are 0, in [0, 1].
 
     Raises:
-        ValueError: a model without such weights.
+        ValueError: a model without such weights, such as a quantized one.
     """
+    check_not_quantized(model)
     weights = [layer.weight for layer in _prunable(model)]
     if not weights:
         raise ValueError("model: it has no convolution and no Linear layer")

@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from kdlab.compression.export import MOST, seal, unsealed
 from kdlab.compression.extras import need, quiet
+from kdlab.compression.kinds import Quantized, check_kinds, check_not_quantized
 from kdlab.compression.loading import load
 from kdlab.datasets import Data
 from kdlab.distillers import Distiller, SoftTargets
@@ -23,34 +24,6 @@ from kdlab.files import atomic_write
 from kdlab.training import fit
 
 PT2E = "torchao.quantization.pt2e"
-
-
-class Quantized(nn.Module):
-    """A model as a graph of PyTorch operations with whole numbers between them.
-
-    `forward` takes what the model took and gives logits `[B, C]`. In PyTorch it *simulates*: each
-    layer's numbers are rounded to 8 bits, then computed with as floats, so it is slower than the
-    model was. Exported to .onnx, onnxruntime computes with the 8 bits themselves.
-
-    Args:
-        graph: a program that torchao has prepared or converted.
-    """
-
-    def __init__(self, graph: Any) -> None:
-        super().__init__()
-        self.graph: Any = graph
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits `[B, C]`."""
-        return self.graph(inputs)
-
-    def train(self, mode: bool = True) -> Quantized:
-        """In training, and only there, learn the ranges; a program knows no other difference."""
-        self.training = mode
-        for module in self.graph.modules():
-            if hasattr(module, "enable_observer"):
-                module.enable_observer(mode)
-        return self
 
 
 def quantize(model: nn.Module, data: Data, *, samples: int = 256) -> Quantized:
@@ -74,13 +47,15 @@ def quantize(model: nn.Module, data: Data, *, samples: int = 256) -> Quantized:
         In eval mode, on the CPU; ``export`` writes it to .onnx.
 
     Raises:
-        ValueError: fewer than one sample.
+        ValueError: fewer than one sample; a model that is quantized already; no data set.
         ImportError: the package torchao is missing.
 
     Source: Jacob, Kligys, Chen, Zhu, Tang, Howard, Adam, Kalenichenko, Quantization and training
     of neural networks for efficient integer-arithmetic-only inference, 2018, arXiv:1712.05877;
     made by torchao's PT2E for x86.
     """
+    check_not_quantized(model)
+    check_kinds(data=data)
     if samples < 1:
         raise ValueError(f"samples: {samples!r} came, expected at least 1 to see the ranges on")
     graph = _prepare(model, data, learning=False)
@@ -114,12 +89,14 @@ def quantize_aware(
         In eval mode, on the CPU.
 
     Raises:
-        ValueError: what ``fit`` raises.
+        ValueError: a model that is quantized already, what ``fit`` raises.
         ImportError: the package torchao is missing.
 
     Sources: as `quantize`; with a teacher: Polino, Pascanu, Alistarh, Model compression via
     distillation and quantization, 2018, arXiv:1802.05668.
     """
+    check_not_quantized(model)
+    check_kinds(data=data, teacher=teacher)
     student = Quantized(_prepare(model, data, learning=True))
     if teacher is not None and distiller is None:
         distiller = SoftTargets()
@@ -181,10 +158,11 @@ def round_weights(model: nn.Module, bits: int) -> nn.Module:
         bits: 2 to 16.
 
     Raises:
-        ValueError: bits out of range.
+        ValueError: bits out of range, or a model that is quantized already.
 
     Source: as `quantize`.
     """
+    check_not_quantized(model)
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
         raise ValueError(f"bits: {bits!r} came, expected a whole number from 2 to 16")
     rounded = copy.deepcopy(model)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from kdlab.compression.kinds import check_kinds
 from kdlab.compression.pruning import prune_channels, prune_weights
 from kdlab.compression.quantization import round_weights
 from kdlab.datasets import Data
@@ -35,6 +36,7 @@ def prune_and_round(
     Raises:
         ValueError: an unknown kind, a share or bits out of range, what the two functions raise.
     """
+    check_kinds(data=data)
     check_known("kind", kind, KINDS)
     pruned = KINDS[kind](model, data, share)
     return pruned if bits == FLOAT else round_weights(pruned, bits)

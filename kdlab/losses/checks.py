@@ -11,6 +11,7 @@ import numbers
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,6 +75,15 @@ def unchecked_values() -> Iterator[None]:
 def values_are_checked() -> bool:
     """Whether a loss that is called here may read its tensors to check them."""
     return not torch.compiler.is_compiling() and _CHECKED.get()
+
+
+def check_kind(name: str, value: object, kind: Any, expected: str) -> None:
+    """Raise ValueError unless ``value`` is an instance of ``kind``; ``expected`` says what that is.
+
+    For what is easily mixed up, where Python's own error would come late and name something else.
+    """
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}: a {type(value).__name__} came, expected {expected}")
 
 
 def check_reduction(reduction: str) -> None:

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kdlab.losses.checks import check_kind
 from kdlab.metrics.energy import Meter, find_meter
 from kdlab.models import count_parameters
 from kdlab.models.modes import counting_flops, device_of, evaluating
 
 WARM_UP = 5  # forwards that are not timed
+CALLABLE = "a module or a function; load_teacher gives a pair: teacher, card = load_teacher(data)"
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,11 @@ def cost(
             times the median latency, nothing else.
 
     Raises:
-        ValueError: an empty example; fewer than three runs; a number of threads, seconds or watts
-            that is not positive.
+        ValueError: a model that cannot be called; an example that is no tensor, or empty; fewer
+            than three runs; a number of threads, seconds or watts that is not positive.
         OSError: a `file` that is not there.
     """
+    check_kind("model", model, Callable, CALLABLE)
     _check(example, runs, seconds, threads, watts)
     module = model if isinstance(model, nn.Module) else None
     device = device_of(module) if module else torch.device("cpu")
@@ -155,6 +158,7 @@ def cost(
 def _check(
     example: Tensor, runs: int, seconds: float, threads: int | None, watts: float | None
 ) -> None:
+    check_kind("example", example, Tensor, "inputs [B, ...], such as data.test.x[:1]")
     if example.dim() == 0 or example.numel() == 0:
         raise ValueError(f"example: shape {list(example.shape)}, expected [B, ...] with B ≥ 1")
     if runs < 3:

@@ -189,3 +189,7 @@ def test_what_cannot_be_nested_is_said():
         Sandwich().prepare(model, None, DATA.train)
     with pytest.raises(ValueError, match="between: -1 came"):
         Sandwich(between=-1)
+
+
+def test_a_checkpoint_can_tell_how_many_widths_are_drawn():
+    assert repr(Sandwich(between=1)) != repr(Sandwich(between=2))

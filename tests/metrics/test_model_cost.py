@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import prune
 
+from kdlab.datasets import Split
 from kdlab.metrics import cost
 from kdlab.metrics import energy as meters
 from kdlab.models import build, with_exits
@@ -256,3 +257,11 @@ def test_impossible_options_are_named(options, message):
         cost(nn.Flatten(), torch.zeros(1, 1), **options)
     with pytest.raises(ValueError, match=r"example: shape \[0, 3\]"):
         cost(nn.Flatten(), torch.zeros(0, 3))
+
+
+def test_what_is_easily_mixed_up_is_named():
+    x = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=r"^example: a Split came, .* data\.test\.x\[:1\]"):
+        cost(nn.Flatten(), Split(x, torch.zeros(2, dtype=torch.int64)))
+    with pytest.raises(ValueError, match=r"^model: a tuple came, .*teacher, card = load_teacher"):
+        cost((nn.Flatten(), {}), x)
