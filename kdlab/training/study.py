@@ -39,7 +39,7 @@ from kdlab.training.teacher_outputs import TeacherOutputs
 __all__ = ["Setting", "Student", "build_student", "study"]
 
 STACK_OPTIONS = {"epochs", "batch_size", "lr", "optimizer", "weight_decay"}
-OWN_OPTIONS = ["seeds", "teacher", "workers", "progress"]
+OWN_OPTIONS = ["seeds", "teacher", "workers"]  # not fit's
 
 
 def study(
