@@ -1,10 +1,14 @@
-"""The README: its tables come from the stored results, and its example runs."""
+"""The README: its tables come from the stored results, and its examples run."""
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from kdlab import compression
+from kdlab.models import count_parameters
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,12 +40,25 @@ def test_a_changed_result_is_noticed(readme, monkeypatch):
     assert readme.render(TEXT) != TEXT
 
 
-def test_five_lines_run():
-    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+def test_its_examples_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    first, *others = re.findall(r"```py(?:thon)?\n(.*?)```", TEXT, re.S)
+    assert len(first.strip().splitlines()) == 5 and len(others) == 3
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(example, names)
-    assert len(example.strip().splitlines()) == 5
+    for example in (first, *others):
+        exec(example, names)
     assert names["run"].history.last["val_accuracy"] > 0.8
+    deployed = compression.load("student.onnx")
+    assert deployed.parameters == count_parameters(names["pruned"])
+    assert f"{deployed.parameters:,} parameters" in capsys.readouterr().out
+
+
+def test_its_extras_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    named = re.findall(r"-e\s+'\.\[(\w+)\]'", TEXT)
+    assert "compression" in named and set(named) <= set(extras)
 
 
 def test_every_link_leads_somewhere():
