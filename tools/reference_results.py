@@ -1,12 +1,16 @@
 """Make the stored results that lessons show: a CSV and a card each in data/results/.
 
 python tools/reference_results.py [NAME ...]
+python tools/reference_results.py --only METHOD
+
+With --only, one method is added to the stored tables that compare all of its kind; the rows of the
+others stay as they are.
 """
 
+import argparse
 import json
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -15,9 +19,14 @@ from typing import Any
 import pandas as pd
 
 from kdlab import datasets, training
-from kdlab.distillers import Labels, available, contestants
+from kdlab.distillers import Distiller, Labels, available, contestants
 from kdlab.training.device import describe
-from kdlab.training.reference import BASES, best_learning_rates, tuned_methods
+from kdlab.training.reference import (
+    BASES,
+    best_learning_rates,
+    reference_results,
+    tuned_methods,
+)
 from kdlab.training.slope_methods import (
     BATCH,
     METHODS,
@@ -28,6 +37,7 @@ from kdlab.training.slope_methods import (
     tuned_slopes,
 )
 from kdlab.training.teachers import load_teacher
+from kdlab.words import check_known
 
 FOLDER = Path(__file__).parents[1] / "data" / "results"
 IMAGES, BUDGET = 1000, {"epochs": 20, "batch_size": 32, "device": "cpu"}  # those of lesson 01
@@ -45,6 +55,8 @@ STRENGTHS = {  # lesson 03: weights of slopes, standard deviations of noise
 }
 FEATURE_RATES = (0.1, 0.3)
 
+Methods = Mapping[str, type[Distiller]]  # by name, as `contestants` gives them
+
 
 def run(settings: dict[str, Any], seeds: int) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Train the student of lesson 01 in each setting."""
@@ -58,13 +70,12 @@ def run(settings: dict[str, Any], seeds: int) -> tuple[pd.DataFrame, dict[str, A
     return runs, facts | BUDGET
 
 
-def learning_rates() -> tuple[pd.DataFrame, dict[str, Any]]:
+def learning_rates(methods: Methods | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Every method of lesson 01 at every learning rate, for a choice on the validation images."""
-    methods = {"labels": None} | {
-        name: method() for name, method in contestants(complete=True).items()
-    }
+    if methods is None:
+        methods = {"labels": Labels} | contestants(complete=True)
     settings = {
-        f"{name} {lr}": training.Setting(method, options={"lr": lr})
+        f"{name} {lr}": training.Setting(method(), options={"lr": lr})
         for name, method in methods.items()
         for lr in RATES
     }
@@ -89,13 +100,13 @@ def alpha_temperature() -> tuple[pd.DataFrame, dict[str, Any]]:
     return runs[["temperature", "alpha", "seed", "val_accuracy", "accuracy"]], card
 
 
-def feature_methods() -> tuple[pd.DataFrame, dict[str, Any]]:
+def feature_methods(methods: Methods | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Every method of lessons 02 and 03 at several weights and learning rates.
 
     On top of the soft targets the weight stays as found on top of the labels; only the rate is
     searched again.
     """
-    methods = contestants(complete=False)
+    methods = methods or contestants(complete=False)
 
     def sweep(
         base: str, grid: dict[str, list[tuple[float, float]]]
@@ -122,10 +133,13 @@ def feature_methods() -> tuple[pd.DataFrame, dict[str, Any]]:
     return runs[["base", "method", "factor", "lr", "seed", "val_accuracy"]], card
 
 
-def tournament() -> tuple[pd.DataFrame, dict[str, Any]]:
+def tournament(methods: Methods | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Every method at its own best setting on both bases, five seeds."""
     settings = {
-        f"{base}|{name}": setting for base in BASES for name, setting in tuned_methods(base).items()
+        f"{base}|{name}": setting
+        for base in BASES
+        for name, setting in tuned_methods(base).items()
+        if methods is None or name.replace(" ", "_") in methods
     }
     runs, card = run(settings, seeds=5)
     runs[["base", "method"]] = runs["setting"].str.split("|", expand=True)
@@ -242,20 +256,48 @@ RESULTS = {
 }
 
 
-Result = Callable[[], tuple[pd.DataFrame, dict[str, Any]]]
+OF_ALL_METHODS = {True: ("learning_rates",), False: ("feature_methods", "tournament")}  # complete?
+Result = Callable[..., tuple[pd.DataFrame, dict[str, Any]]]
 
 
 def main(names: list[str], results: dict[str, Result] = RESULTS) -> None:
     """Make the named results, or all, in the order in which they need one another."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
     for name in names or results:
         started = time.perf_counter()
         table, card = results[name]()
-        table.round(4).to_csv(FOLDER / f"{name}.csv", index=False)
-        card |= {"made_on": describe(), "seconds": round(time.perf_counter() - started)}
-        (FOLDER / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-        print(f"{name}: {len(table)} runs in {card['seconds']} s")
+        store(name, table, card | made_since(started))
+        print(f"{name}: {len(table)} runs in {time.perf_counter() - started:.0f} s")
+
+
+def add(method: str) -> None:
+    """Make the runs of one method, and put them into the stored tables in place of its old ones."""
+    known = contestants(complete=True) | contestants(complete=False)
+    check_known("method", method, known)
+    for name in OF_ALL_METHODS[known[method].complete]:
+        started = time.perf_counter()
+        rows, _ = RESULTS[name]({method: known[method]})
+        stored, card = reference_results(name)
+        others = stored[~stored["method"].isin(rows["method"])]
+        added = card.get("added", {}) | {method: made_since(started)}  # perhaps another machine
+        store(name, pd.concat([others, rows.astype(stored.dtypes)]), card | {"added": added})
+        print(f"{name}: {len(rows)} runs in {time.perf_counter() - started:.0f} s")
+
+
+def made_since(started: float) -> dict[str, Any]:
+    """Where and how fast something was made."""
+    return {"made_on": describe(), "seconds": round(time.perf_counter() - started)}
+
+
+def store(name: str, table: pd.DataFrame, card: dict[str, Any]) -> None:
+    """Write a table and its card."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    table.round(4).to_csv(FOLDER / f"{name}.csv", index=False)
+    (FOLDER / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="; ".join(RESULTS))
+    parser.add_argument("--only", metavar="METHOD", help="add this method to the tables of all")
+    given = parser.parse_args()
+    add(given.only) if given.only else main(given.names)

@@ -1,13 +1,17 @@
 """Stored results: read with their card, and the learning rate chosen by validation alone."""
 
 import json
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from kdlab.distillers import contestants
+from kdlab.distillers import available, contestants
 from kdlab.training import reference
 from kdlab.training.reference import best_learning_rates, reference_results, tuned_methods
+
+ADD = "a new method: .venv/bin/python tools/reference_results.py --only NAME, see CONTRIBUTING.md"
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def test_missing_results_say_how_to_make_them(folder):
 
 
 def test_a_shipped_sweep_has_every_method():
-    assert set(best_learning_rates()) == set(contestants(complete=True))
+    assert set(best_learning_rates()) == set(contestants(complete=True)), ADD
 
 
 @pytest.mark.parametrize("base", ["labels", "soft targets"])
@@ -85,7 +89,72 @@ def test_the_shipped_tournament_has_every_method():
     inside = {name.replace("_", " ") for name in contestants(complete=False)}
     table, _ = reference_results("tournament")
     for base in ("labels", "soft targets"):
-        assert set(tuned_methods(base)) == {base, *inside}
+        assert set(tuned_methods(base)) == {base, *inside}, ADD
         runs = table[table["base"] == base]
-        assert set(runs["method"]) == {base, *inside}
+        assert set(runs["method"]) == {base, *inside}, ADD
         assert (runs.groupby("method").size() == 5).all()
+
+
+@pytest.fixture
+def tool(folder, monkeypatch):
+    """The tool that makes them, writing to ``folder``; its runs are drawn, not trained."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tools")
+    monkeypatch.delitem(sys.modules, "reference_results", raising=False)
+    import reference_results as tool
+
+    def run(settings, seeds):
+        rows = [(name, seed) for name in settings for seed in range(seeds)]
+        runs = pd.DataFrame(rows, columns=["setting", "seed"])
+        return runs.assign(val_accuracy=0.9, accuracy=0.9, agreement=0.9), {"card": "of one"}
+
+    monkeypatch.setattr(tool, "run", run)
+    monkeypatch.setattr(tool, "FOLDER", folder)
+    return tool
+
+
+def test_one_method_on_logits_is_added(tool, folder):
+    old = {"method": ["labels", "dist", "dist"], "lr": 0.1, "seed": [0, 0, 1], "val_accuracy": 0.5}
+    store(folder, "learning_rates", old)
+    tool.add("dist")
+    table, card = reference_results("learning_rates")
+    assert table[table["method"] == "labels"].val_accuracy.tolist() == [0.5]
+    runs = table[table["method"] == "dist"]
+    assert len(runs) == 3 * len(tool.RATES) and (runs.val_accuracy == 0.9).all()
+    assert set(runs.lr) == set(tool.RATES) and best_learning_rates()["labels"] == 0.1
+    assert card["student"] == "cnn_tiny" and "card" not in card
+    assert set(card["added"]["dist"]) == {"made_on", "seconds"}
+    tool.add("labels")
+    assert set(reference_results("learning_rates")[1]["added"]) == {"dist", "labels"}
+    assert not (folder / "tournament.csv").exists()
+
+
+def test_one_method_of_the_inside_is_added(tool, folder):
+    store(
+        folder,
+        "learning_rates",
+        {"method": ["labels", "soft_targets"], "lr": 0.1, "seed": 0, "val_accuracy": 0.5},
+    )
+    hints = pd.DataFrame({"method": ["hints"], "seed": 0, "val_accuracy": 0.5})
+    store(folder, "feature_methods", hints.assign(base="labels", factor=0.1, lr=0.3))
+    store(folder, "tournament", hints.assign(base="labels", accuracy=0.5, agreement=0.5))
+    tool.add("weight_transfer")
+    sweep, _ = reference_results("feature_methods")
+    table, _ = reference_results("tournament")
+    for runs, name in ((sweep, "weight_transfer"), (table, "weight transfer")):
+        assert set(runs["method"]) == {"hints", name}
+        assert set(runs[runs["method"] == name].base) == {"labels", "soft targets"}
+        assert (runs["method"] == "hints").sum() == 1
+    assert (table["method"] == "weight transfer").sum() == 2 * 5
+
+
+def test_what_is_in_no_comparison_cannot_be_added(tool):
+    assert not available()["gated"].in_tournament
+    with pytest.raises(ValueError, match="unknown method 'gated'"):
+        tool.add("gated")
+
+
+def test_all_methods_are_made_anew(tool):
+    tool.main(["learning_rates"])
+    table, card = reference_results("learning_rates")
+    assert set(table["method"]) == set(contestants(complete=True))
+    assert {"made_on", "seconds", "card"} <= set(card)
