@@ -26,3 +26,8 @@ def short(value: object) -> str:
     if value is None or value != value:
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 run``, ``2 runs``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from kdlab import cli, files
 from kdlab.cli import bundle, classroom, doctor
+from kdlab.cli.student import linked
 from kdlab.datasets.downloads import files_of
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +132,15 @@ def test_a_full_archive_has_solutions_and_what_teachers_need():
         assert found["data/cache/cifar.gz"] == Path("x/cifar.gz")
 
 
+def test_whole_lessons_link_only_to_those_that_come_along():
+    names = ["00_start_here.ipynb", "01_soft_targets.ipynb"]
+    some = linked([ROOT / "notebooks" / name for name in names])
+    assert list(some) == names and "](01_soft_targets.ipynb)" in some[names[0]]
+    assert not any(f"]({other}" in text for text in some.values() for other in ("02_", "03_"))
+    whole = linked(sorted((ROOT / "notebooks").glob("*.ipynb")))
+    assert whole[names[0]] == (ROOT / "notebooks" / names[0]).read_text(encoding="utf-8")
+
+
 def test_a_downloaded_data_set_comes_along(monkeypatch, tmp_path):
     monkeypatch.setenv("KDLAB_DATA_DIR", str(tmp_path))
     assert classroom.cached_files("digits") == []
@@ -186,6 +196,8 @@ def test_without_a_network_wheels_end_with_a_kind_word(kdlab, monkeypatch, tmp_p
     target = tmp_path / "course.tar.gz"
     target.write_text("the last one")
     code, told = kdlab("bundle", target, "--wheels")
+    assert code == 1 and "is there already; --force overwrites it" in told
+    code, told = kdlab("bundle", target, "--wheels", "--force")
     assert code == 1 and "No matching distribution found for torch Nothing was written" in told
     assert "Is there a network here? Without --wheels" in told
     assert target.read_text() == "the last one" and list(tmp_path.iterdir()) == [target]

@@ -58,6 +58,24 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+def test_it_says_its_version_and_runs_as_a_module(kdlab):
+    import kdlab as package
+
+    assert kdlab("--version") == (0, f"kdlab {package.__version__} ")
+    assert "Commands" in kdlab()[1]
+    command = [sys.executable, "-m", "kdlab", "--version"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told == f"kdlab {package.__version__}\n"
+
+
+def test_what_the_disk_refuses_is_told_in_a_sentence(tmp_path, kdlab):
+    lesson_at(tmp_path / "notebooks" / "01_a.ipynb", START)
+    (tmp_path / "file").touch()
+    for words in (["student", "file"], ["bundle", "file/x.zip"], ["sweep", "01", "-o", "file"]):
+        code, told = kdlab(*words)
+        assert code == 1 and ("file: File exists" in told or "file: Not a directory" in told), told
+
+
 def test_declared_parameters_and_their_limits(tmp_path):
     found = parameters.read(nbformat.read(lesson_at(tmp_path / "a.ipynb", START), 4))
     assert list(found) == re.findall(r"^(\w+):", PARAMETERS, re.M)
@@ -84,7 +102,7 @@ def test_declared_parameters_and_their_limits(tmp_path):
 )
 def test_what_is_typed_is_read_as_the_declared_type(tmp_path, word, value):
     declared = parameters.read(nbformat.read(lesson_at(tmp_path / "a.ipynb", START), 4))
-    (got,) = parameters.accept(declared, cli.split_assignments([word])).values()
+    (got,) = parameters.accept(declared, cli.split_assignments([word], "")).values()
     assert got == value and type(got) is type(value)
 
 
@@ -105,7 +123,8 @@ def test_what_is_typed_is_read_as_the_declared_type(tmp_path, word, value):
         ("hidden=[1.5]", "expected list[int]"),
         ("shuffle=1", "expected bool"),
         ("profile=huge", "expected one of fast, full"),
-        ("seed", "expected NAME=VALUE"),
+        ("temperature=1,2", "expected one value; `kdlab sweep NOTEBOOK -g temperature=1,2`"),
+        ("seed", "expected NAME=VALUE, as in -p seed=1"),
         ("=3", "expected NAME=VALUE"),
     ],
 )
@@ -122,7 +141,7 @@ def test_wrong_input_is_told_in_a_sentence(tmp_path, kdlab):
     (tmp_path / "no.ipynb").write_text("{")
     for words, complaint in [
         (["run", "02"], "no such notebook; give a path or one of: 01_a, 01_b"),
-        (["run", "01"], "several fit: 01_a, 01_b"),
+        (["run", "01"], "several fit; give a path or one of: 01_a, 01_b"),
         (["run", "no.ipynb"], "is not a Jupyter notebook"),
         (["run", "01_a", "-o", lesson], "is the lesson itself"),
         (["run", "01_a", "-p", "seed=1", "-p", "seed=2"], "'seed' came twice"),

@@ -19,6 +19,7 @@ FLOORS = (
     ("exercises",),
     ("lab",),
     ("cli",),
+    ("__main__",),
 )
 FLOOR_OF = {family: floor for floor, families in enumerate(FLOORS) for family in families}
 LONGEST_FILE = 400

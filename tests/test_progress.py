@@ -285,12 +285,14 @@ def test_the_command_shows_and_deletes(file, folder, monkeypatch):
         return result.exit_code, " ".join(result.output.split())
 
     code, told = kdlab("--lessons", folder)
-    assert code == 0 and "01_a 0 of 2 – soften – two to one" in told and "(nothing yet)" in told
+    assert code == 0 and "01_a: 0 of 2 – soften – two to one" in told and "(nothing yet)" in told
     assert not file.parent.exists(), "looking writes nothing"
     progress.keep(file, "two to one", entry("right", 1, "01_a"))
     code, told = kdlab("--lessons", folder)
-    assert code == 0 and "01_a 1 of 2 – soften ✓ two to one (1 hint)" in told
+    assert code == 0 and "01_a: 1 of 2 – soften ✓ two to one (1 hint)" in told
     assert str(file) in told.replace(" ", "")
+    code, told = kdlab("--lessons", folder / "nowhere")
+    assert code == 1 and "no notebook in" in told
     assert kdlab("--reset")[0] == 0 and not file.exists()
     assert "no such file" in kdlab("--reset")[1]
     file.write_text("{")

@@ -21,35 +21,42 @@ class Commands(TyperGroup):
     """The group of commands: wrong input ends with a sentence and status 1, not a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; what :mod:`kdlab` refuses with a ValueError is told in its own words."""
+        """Run a command; what :mod:`kdlab` or the disk refuses is told in its own words."""
         try:
             return super().invoke(ctx)
         except ValueError as error:
             complain(error)
-            raise typer.Exit(1) from None
+        except OSError as error:  # a folder that is a file, a full disk, no permission
+            complain(f"{error.filename}: {error.strerror}" if error.filename else error)
+        raise typer.Exit(1) from None
 
 
 app = typer.Typer(
     cls=Commands,
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
-    help="Run lessons, make pages, fetch data, look after the machine.",
 )
 data_app = typer.Typer(invoke_without_command=True, help="The data sets, and which are here.")
-app.add_typer(data_app, name="data")
-app.command("sweep")(bulk.sweep)
-app.command("report")(bulk.report)
-app.command("progress")(classroom.progress)
-app.command("student")(classroom.student)
-app.command("bundle")(classroom.bundle)
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
+Version = Annotated[bool, typer.Option("--version", is_eager=True, help="Say which, and end.")]
 Profile = Annotated[str | None, typer.Option(help="Short for -p profile=…: fast or full")]
 Timeout = Annotated[int, typer.Option(min=1, help="Longest time for one cell, in seconds.")]
 
 COLOURS = {"ok": "green", "change": "yellow", "missing": "red"}
+
+
+@app.callback(invoke_without_command=True)
+def main(context: typer.Context, version: Version = False) -> None:
+    """Run lessons, make pages, fetch data, look after the machine."""
+    if version:
+        import kdlab
+
+        console.print(f"kdlab {kdlab.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        console.print(context.get_help())
 
 
 @app.command("doctor")
@@ -88,7 +95,7 @@ def run(
     from kdlab.cli.running import LessonFailed, find_lesson, run_lesson, run_name
 
     lesson = find_lesson(notebook)
-    given = split_assignments(parameters or [])
+    given = split_assignments(parameters or [], "-p seed=1")
     if profile is not None:
         given["profile"] = profile
     values = checked_values(lesson, given)
@@ -145,6 +152,11 @@ def course(
     raise typer.Exit(bool(failures))
 
 
+for command in (bulk.sweep, bulk.report, classroom.progress, classroom.student, classroom.bundle):
+    app.command()(command)
+app.add_typer(data_app, name="data")
+
+
 @data_app.callback()
 def data(context: typer.Context) -> None:
     """List the data sets: which come with the package, which are cached, which need a download."""
@@ -199,8 +211,12 @@ def complain(what: object) -> None:
     errors.print(str(what), style="red", markup=False)
 
 
-def split_assignments(words: list[str]) -> dict[str, str]:
+def split_assignments(words: list[str], example: str) -> dict[str, str]:
     """Split ``name=value`` words.
+
+    Args:
+        words: as typed.
+        example: what to show to who typed something else.
 
     Raises:
         ValueError: a word has no ``=``, or a name comes twice.
@@ -209,9 +225,9 @@ def split_assignments(words: list[str]) -> dict[str, str]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"parameter: {word!r} came, expected NAME=VALUE, as in -p seed=1")
+            raise ValueError(f"parameter: {word!r} came, expected NAME=VALUE, as in {example}")
         if name in given:
-            raise ValueError(f"parameter: {name!r} came twice; give it once")
+            raise ValueError(f"parameter: {name!r} came twice; give it once, as in {example}")
         given[name] = value
     return given
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from kdlab.words import counted
 
 if TYPE_CHECKING:
     from kdlab.cli.runs import Outcome, Run
@@ -50,6 +53,7 @@ def sweep(
     timeout: Annotated[int, typer.Option(min=1, help="Longest time for one cell, in seconds.")] = (
         600
     ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell the runs, make none.")] = False,
 ) -> None:
     """Run a lesson for every setting of a grid; stopped at any moment, it can go on.
 
@@ -63,7 +67,7 @@ def sweep(
     from kdlab.cli.sweep import Order, look_up, threads_each
 
     lesson = find_lesson(notebook)
-    given = cli.split_assignments(grid or [])
+    given = cli.split_assignments(grid or [], "-g temperature=1,2")
     if profile is not None:
         if "profile" in given:
             raise ValueError("profile: give --profile or -g profile=..., not both")
@@ -76,15 +80,24 @@ def sweep(
     jobs = jobs or max(1, min(cores // 2, len(planned)))
     threads = threads_each(jobs, cores) if scheduler in (None, "local") else None
     order = Order(timeout, threads, again, retry)
+    check_data(planned)
     there, missing = look_up(planned, order)
+    where = f"on {scheduler}" if threads is None else f"{jobs} at a time"
+    cli.console.print(f"{out}: {counted(len(planned), 'run')}, {len(there)} there already, {where}")
+    if dry_run:
+        for run in missing:
+            cli.console.print(f"to be made: {run}", markup=False)
+        return
+    out.mkdir(parents=True, exist_ok=True)
     outcomes = list(there)
     try:
-        outcomes += _watched(_outcomes(missing, order, jobs, scheduler), len(missing))
+        for outcome in _watched(_outcomes(missing, order, jobs, scheduler), there, len(planned)):
+            outcomes.append(outcome)
     except OSError as error:
         cli.complain(f"{error}: nothing half made is kept, and {ADVICE}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        cli.complain(f"stopped; {ADVICE}")
+        cli.complain(f"stopped with {len(outcomes)} of {counted(len(planned), 'run')}; {ADVICE}")
         os._exit(130)  # no waiting for threads that wait for kernels, which end with this process
     _conclude(outcomes, out)
 
@@ -140,24 +153,33 @@ def _outcomes(
         yield from run_all(missing, run_there(client, order))
 
 
-def _watched(outcomes: Iterator[Outcome], total: int) -> Iterator[Outcome]:
+def check_data(planned: list[Run]) -> None:
+    """Raise ValueError if a data set is a path where nothing is; each run would find it out."""
+    paths = {(run.lesson.parent, str(run.values.get("dataset", ""))) for run in planned}
+    for folder, text in sorted(paths):
+        is_path = "/" in text or "\\" in text or bool(Path(text).suffix)
+        if is_path and not (folder / Path(text).expanduser()).exists():
+            raise ValueError(f"parameter dataset = {text!r}: there is no such file or folder")
+
+
+def _watched(outcomes: Iterator[Outcome], there: list[Outcome], total: int) -> Iterator[Outcome]:
     """Draw a bar with the time left; where nothing can be drawn, print a line for each run."""
     from kdlab.cli import complain, console
     from kdlab.cli.runs import FAILED
 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    times = [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-    start, drawn = time.monotonic(), console.is_terminal
+    times = [TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left")]
+    start, drawn, before = time.monotonic(), console.is_terminal, len(there)
     with Progress(
         *columns, *times, console=console, speed_estimate_period=STEADY, disable=not drawn
     ) as bar:
-        task = bar.add_task("runs", total=total)
-        for number, outcome in enumerate(outcomes, 1):
+        task = bar.add_task("runs", total=total, completed=before)
+        for number, outcome in enumerate(outcomes, 1 + before):
             bar.advance(task)
             if outcome.status == FAILED:
                 complain(f"{outcome.run}: {outcome.reason}")
             if not drawn:
-                left = (time.monotonic() - start) / number * (total - number)
+                left = (time.monotonic() - start) / (number - before) * (total - number)
                 console.print(f"{number} of {total}: {outcome.run}, {left:.0f} s left")
             yield outcome
 
@@ -170,9 +192,12 @@ def _conclude(outcomes: list[Outcome], out: Path) -> None:
     fine = [outcome for outcome in outcomes if outcome.status == DONE]
     before = sum(outcome.before for outcome in fine)
     words = f"{len(fine) - before} ran, {before} were there already, {len(failed)} failed"
-    if old := sum(outcome.before for outcome in failed):
-        words += f" ({old} of them before; --retry makes them anew)"
+    if failed:
+        old = [outcome for outcome in failed if outcome.before]
+        words += f" ({len(old)} of them before; --retry makes them anew)"
+        for reason, times in Counter(outcome.reason for outcome in old).items():
+            complain(f"failed before, {counted(times, 'time')}: {reason}")
     if stale := sum(outcome.stale for outcome in outcomes):
         complain(f"the notebook has changed since {stale} of the runs; --again makes all anew")
-    console.print(f"{out}: {len(outcomes)} runs: {words}")
+    console.print(f"{out}: {counted(len(outcomes), 'run')}: {words}")
     raise typer.Exit(bool(failed))

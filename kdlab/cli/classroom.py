@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kdlab.words import counted
+
 LESSONS = Path("notebooks")
 Lessons = Annotated[Path, typer.Option(help="Where the notebooks are.")]
 Names = Annotated[
@@ -20,8 +22,6 @@ def progress(
 ) -> None:
     """Show which exercises you have solved, and the file that says so; it stays on this machine."""
     from filelock import Timeout
-    from rich.markup import escape
-    from rich.table import Table
 
     from kdlab.cli import complain, console
     from kdlab.lab import progress as kept
@@ -40,11 +40,11 @@ def progress(
         raise typer.Exit(1) from None
     if told:
         complain(told)
-    frame = kept.table(entries, lessons)
-    table = Table("lesson", *map(str, frame.columns), box=None, padding=(0, 2, 0, 0))
-    for lesson, row in frame.iterrows():
-        table.add_row(str(lesson), *(escape(str(cell)) for cell in row))
-    console.print(table)
+    chosen(None, lessons)  # says so where there are none
+    for lesson, (solved, *cells) in kept.table(entries, lessons).iterrows():
+        console.print(f"{lesson}: {solved}", style="bold", markup=False)
+        for cell in filter(None, cells):
+            console.print(f"  {cell}", markup=False)
     state = "" if file.exists() else " (nothing yet)"
     console.print(f"kept in {file}{state}; `kdlab progress --reset` deletes it")
 
@@ -63,16 +63,26 @@ def student(
     from kdlab.cli.student import write
     from kdlab.training.teachers import status
 
-    files = write(chosen(names, lessons), folder, nbgrader=nbgrader, force=force)
+    asked = chosen(names, lessons)
+    is_lesson = any(path.name.startswith(str(folder)) for path in lessons.glob("*.ipynb"))
+    if is_lesson and not folder.exists():
+        raise ValueError(
+            f"folder: {str(folder)!r} is a lesson's name; the folder comes first, as in "
+            f"`kdlab student handout/ {folder}`"
+        )
+    files = write(asked, folder, nbgrader=nbgrader, force=force)
     written = [path for path in files if path.suffix == ".ipynb"]
     if nbgrader:
-        example = written[0].stem if written else "LESSON"
-        console.print(f"{folder}: {len(written)} assignments; there go on with")
-        console.print(f"  nbgrader generate_assignment --create {example}")
+        stems = [path.stem for path in written]
+        if without := [path.stem for path in asked if path.stem not in stems]:
+            console.print(f"without exercises, so left out: {', '.join(without)}")
+        console.print(f"{folder}: {counted(len(written), 'assignment')}. Go on with")
+        console.print(f"  cd {folder}; nbgrader generate_assignment --create {stems[0]}")
         return
     whole = all(row["whole"] for row in status())
     found = "are found in this installation" if whole else "are trained when a lesson needs them"
-    console.print(f"{folder}: {len(written)} lessons without solutions; the teachers {found}")
+    lines = f"{counted(len(written), 'lesson')} without solutions"
+    console.print(f"{folder}: {lines}; the teachers {found}")
 
 
 def bundle(
@@ -87,6 +97,7 @@ def bundle(
     data: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Add a downloaded data set. Repeat it.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     lessons: Lessons = LESSONS,
 ) -> None:
     """Make one archive of the whole course, for machines without a network."""
@@ -94,17 +105,18 @@ def bundle(
 
     from kdlab.cli import bundle as packing
     from kdlab.cli import complain, console
-    from kdlab.cli.student import prepare
+    from kdlab.cli.student import linked, prepare
     from kdlab.files import project_folder
 
     packing.check_ending(file)
+    if file.exists() and not force:
+        raise ValueError(f"file: {file} is there already; --force overwrites it")
     root = project_folder()
     if root is None:
         raise ValueError("bundle: kdlab is installed without its course; run in a checkout of it")
-    notebooks: dict[str, bytes | Path] = {path.name: path for path in chosen(names, lessons)}
-    if handout:
-        made = prepare(chosen(names, lessons))
-        notebooks = {name: text.encode() for name, text in made.items()}
+    asked = chosen(names, lessons)
+    made = prepare(asked) if handout else linked(asked)
+    notebooks: dict[str, bytes | Path] = {name: text.encode() for name, text in made.items()}
     cached = [path for name in data or [] for path in cached_files(name)]
     files = packing.contents(root, notebooks, student=handout, cached=cached)
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -6,9 +6,11 @@ All workers need this package, and see the notebook and the folder of the sweep 
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from kdlab.cli import sweep
 from kdlab.cli.runs import Outcome, Run
@@ -37,14 +39,30 @@ def connect(address: str, jobs: int) -> Iterator[Client]:
             workers: dict[str, Any] = {"n_workers": jobs, "threads_per_worker": 1}
             cluster = LocalCluster(**workers, dashboard_address=None, silence_logs=50)
             address = stack.enter_context(cluster).scheduler_address
+        else:
+            _probe(address)
         try:
             client = Client(address, timeout=20, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
-            raise ValueError(
-                f"scheduler: {address!r} came, and nobody answers there ({error}); expected "
-                f"{LOCAL!r} or an address as `dask scheduler` prints it, tcp://HOST:8786"
-            ) from None
+            raise _nobody(address, error) from None
         yield stack.enter_context(client)
+
+
+def _probe(address: str) -> None:
+    """Raise ValueError where nobody listens; Dask would try for a minute, and not end quietly."""
+    parts = urlsplit(address if "://" in address else f"tcp://{address}")
+    try:
+        if parts.scheme in ("tcp", "tls"):
+            socket.create_connection((parts.hostname, parts.port or 0), timeout=20).close()
+    except (OSError, ValueError) as error:
+        raise _nobody(address, error) from None
+
+
+def _nobody(address: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"scheduler: {address!r} came, and nobody answers there ({error}); expected "
+        f"{LOCAL!r} or an address as `dask scheduler` prints it, tcp://HOST:8786"
+    )
 
 
 def run_there(client: Client, order: sweep.Order) -> Callable[..., Iterator[Outcome]]:

@@ -9,7 +9,7 @@ import ast
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from kdlab.lab import parameters as lab
 from kdlab.words import check_known
@@ -84,8 +84,17 @@ def accept(declared: Mapping[str, Parameter], given: Mapping[str, str]) -> dict[
         check_known("parameter", name, declared)
         parameter = declared[name]
         values[name] = _value(text, parameter.type)
+        if isinstance(values[name], tuple) and not _is_list(parameter.type):
+            raise ValueError(
+                f"parameter: {name}={text} came, expected one value; "
+                f"`kdlab sweep NOTEBOOK -g {name}={text}` runs the lesson with each"
+            )
         lab.check_value(name, values[name], parameter.type, parameter.limits)
     return values
+
+
+def _is_list(kind: Any) -> bool:
+    return any(get_origin(one) in (list, tuple) for one in (kind, *get_args(kind)))
 
 
 def _value(text: str, kind: Any) -> Any:

@@ -37,9 +37,10 @@ def find_lesson(name: str | Path, folder: Path = Path("notebooks")) -> Path:
     fitting = [p for p in fitting if p.stem.split("_")[0] == path.name] or fitting
     if len(fitting) == 1:
         return fitting[0]
-    what = f"several fit: {', '.join(p.stem for p in fitting)}" if fitting else "no such notebook"
-    known = ", ".join(p.stem for p in sorted(folder.glob("*.ipynb"))) or f"none in {folder}/"
-    raise ValueError(f"notebook: {str(name)!r} came, {what}; give a path or one of: {known}")
+    known = ", ".join(p.stem for p in fitting or sorted(folder.glob("*.ipynb")))
+    what = "several fit" if fitting else "no such notebook"
+    advice = f"one of: {known}" if known else f"run from the project's folder ({folder}/ has none)"
+    raise ValueError(f"notebook: {str(name)!r} came, {what}; give a path or {advice}")
 
 
 def run_name(lesson: Path, values: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from kdlab.lab.parameters import parse
 from kdlab.lab.progress import judged
 
 REMOVED = {"solution", "instructor"}
+STAND_IN = "stand-in-"  # how the names of cells begin that a hand-out adds
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#:\s]+\.ipynb)(?:#[^)]*)?\)")
 START = re.compile(r"\bstart\(\s*globals\(\)")
@@ -50,10 +51,13 @@ def write(
 
     Raises:
         ValueError: ``folder`` is where the lessons are or has other notebooks of these names; a
-            lesson breaks a rule that hand-outs need.
+            lesson breaks a rule that hand-outs need; hand-out and course would lie in one folder.
     """
     if any(folder.resolve() == lesson.resolve().parent for lesson in lessons):
         raise ValueError(f"folder: {folder} holds the lessons themselves; choose another")
+    if (folder / "source").is_dir() if not nbgrader else any(folder.glob("*.ipynb")):
+        kind = "a hand-out" if nbgrader else "a course of nbgrader, with solutions"
+        raise ValueError(f"folder: {folder} holds {kind}; choose another, so that they stay apart")
     files = {folder / name: text for name, text in prepare(lessons, nbgrader=nbgrader).items()}
     there = [p.name for p, text in files.items() if p.exists() and p.read_text("utf-8") != text]
     if there and not force:
@@ -68,7 +72,7 @@ def prepare(lessons: Sequence[Path], *, nbgrader: bool = False) -> dict[str, str
     """Return the files of a hand-out, path to content, as :func:`write` writes them.
 
     Raises:
-        ValueError: a lesson breaks a rule that hand-outs need.
+        ValueError: a lesson breaks a rule that hand-outs need; none has exercises for nbgrader.
     """
     from kdlab.cli.runs import read_notebook
 
@@ -86,15 +90,27 @@ def prepare(lessons: Sequence[Path], *, nbgrader: bool = False) -> dict[str, str
         except ValueError as error:
             raise ValueError(f"{lesson.name}: {error}") from None
         files[folder + lesson.name] = nbformat.writes(unlink(made, beside)).rstrip("\n") + "\n"
+    if nbgrader and not files:
+        raise ValueError("lessons: none of these has an exercise, which nbgrader needs")
     return files | ({"nbgrader_config.py": CONFIG} if nbgrader else {})
+
+
+def linked(lessons: Sequence[Path]) -> dict[str, str]:
+    """Return whole lessons, name to content; links to lessons that are not among them are words."""
+    names = [path.name for path in lessons]
+    read = {path.name: nbformat.read(path, 4) for path in lessons}
+    return {name: nbformat.writes(unlink(made, names)) + "\n" for name, made in read.items()}
 
 
 def hand_out(notebook: Any) -> Any:
     """Return a lesson without solutions, notes and outputs, which runs as it is.
 
     Raises:
-        ValueError: an exercise has no placeholder, or a cell needs what only a solution defines.
+        ValueError: an exercise has no placeholder, a cell needs what only a solution defines, or
+            the notebook is a hand-out already.
     """
+    if any(cell.id.startswith(STAND_IN) for cell in notebook.cells):
+        raise ValueError("it is a hand-out already")
     stay = [cell for cell in notebook.cells if not REMOVED & _tags(cell)]
     _check_names(stay, [cell for cell in notebook.cells if "solution" in _tags(cell)])
     cells = []
@@ -177,7 +193,7 @@ def _stand_ins(cell: Any, later: Sequence[Any]) -> list[Any]:
                 f"# {answer} is needed below: yours, as soon as it is right",
                 f"{answer} = lab.stand_in({_quoted(name)}, {answer})",
             ]
-    return [new_code_cell("\n".join(lines), id=f"stand-in-{cell.id}"[:64])] if lines else []
+    return [new_code_cell("\n".join(lines), id=f"{STAND_IN}{cell.id}"[:64])] if lines else []
 
 
 def _check_names(stay: Sequence[Any], solutions: Sequence[Any]) -> None:

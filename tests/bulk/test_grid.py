@@ -19,7 +19,9 @@ from kdlab.cli import grid, running, runs, sweep
         (["-g", "temperature=1,1.0"], "temperature=1.0 comes twice"),
         (["-g", "temperature=1,,2"], "has an empty value"),
         (["-g", "temperature="], "has an empty value"),
-        (["-g", "temperature"], "expected NAME=VALUE"),
+        (["-g", "temperature"], "expected NAME=VALUE, as in -g temperature=1,2"),
+        (["-g", "dataset=digits,none.npz"], "'none.npz': there is no such file or folder"),
+        (["-g", "dataset=/with,comma"], "'/with': there is no such file or folder"),
         (["-g", "temperature=1", "-g", "temperature=2"], "'temperature' came twice"),
         (["-g", "hidden=[8],[8,999]"], "out of range"),
         (["-g", "../temperature=1"], "expected NAME=VALUE"),
@@ -81,7 +83,7 @@ def test_a_path_in_a_list_may_not_climb_either(lesson):
     notebook.cells[0].source += '\nfiles: list[str] = ["a"]  # what is read'
     nbformat.write(notebook, lesson)
     assert planned(lesson, files='["a/b", "c..d"]')[0].given == {"files": ["a/b", "c..d"]}
-    with pytest.raises(ValueError, match="parameter files = .* leaves its folder"):
+    with pytest.raises(ValueError, match=r"parameter files = .* leaves its folder"):
         planned(lesson, files='["a", "../b"]')
 
 
@@ -95,9 +97,11 @@ def test_the_digest_of_a_notebook_is_that_of_its_code(lesson):
 
 
 def test_no_value_says_where_a_run_is_kept(lesson, quick):
-    code, told = kdlab(
-        "sweep", lesson, "-g", "dataset=/etc/passwd,a/b,$HOME,{seed},~,a b", "-o", "out"
-    )
+    notebook = nbformat.read(lesson, 4)
+    notebook.cells[0].source += '\nnote: str = "x"  # anything'
+    nbformat.write(notebook, lesson)
+    values = "note=/etc/passwd,a/b,$HOME,{seed},~,a b"
+    code, told = kdlab("sweep", lesson, "-g", values, "-o", "out")
     assert code == 0 and len(state(Path("out"))) == len(quick()) == 6, told
 
 

@@ -21,6 +21,7 @@ def test_a_failed_run_is_kept_and_stops_nothing(lesson, quick):
     code, told = kdlab(*words)
     assert code == 1 and len(quick()) == 6
     assert "0 ran, 4 were there already, 2 failed (2 of them before; --retry makes" in told
+    assert "failed before, 2 times: too cold" in told and "out: 6 runs, 6 there already" in told
     code, told = kdlab(*words, "--retry")
     assert code == 1 and len(quick()) == 8 and quick()[6:] == sorted(set(quick()[6:]))
     assert all('"temperature": 3.0' in line for line in quick()[6:])
@@ -33,13 +34,25 @@ def test_nothing_runs_twice_unless_asked(lesson, quick):
     before = state(Path("out"))
     code, told = kdlab(*words)
     assert code == 0 and "0 ran, 2 were there already, 0 failed" in told
-    assert "1 ran, 2 were" in kdlab("sweep", lesson, "-g", "temperature=2,5,7", "-o", "out")[1]
+    told = kdlab("sweep", lesson, "-g", "temperature=2,5,7", "-o", "out")[1]
+    assert "1 ran, 2 were" in told and "3 of 3: " in told and "1 of 3" not in told
     assert len(quick()) == 3 and before.items() <= state(Path("out")).items()
     assert "2 ran, 0 were" in kdlab(*words, "--again")[1]
     after = state(Path("out"))
     assert len(quick()) == 5 and len(after) == 3
     assert all(after[name]["started"] > before[name]["started"] for name in before)
     assert_tidy(Path("out"))
+
+
+def test_a_dry_run_tells_the_runs_and_makes_none(lesson, quick):
+    words = ["sweep", lesson, "-g", "temperature=2,5", "-o", "out"]
+    code, told = kdlab(*words, "--dry-run")
+    assert code == 0 and "out: 2 runs, 0 there already, 1 at a time" in told
+    assert told.count("to be made: ") == 2 and "(temperature=5.0)" in told
+    assert quick() == [] and not Path("out").exists()
+    kdlab("sweep", lesson, "-g", "temperature=2", "-o", "out")
+    told = kdlab(*words, "--dry-run")[1]
+    assert "1 there already" in told and told.count("to be made: ") == 1 == len(quick())
 
 
 def test_a_changed_notebook_is_told(lesson, quick):
@@ -110,4 +123,4 @@ def test_what_no_disk_can_hold_is_no_failed_run(lesson, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_told(lesson, quick):
     Path("out").write_text("in the way")
     code, told = kdlab("sweep", lesson, "-o", "out")
-    assert code == 1 and "Not a directory" in told and quick() == []
+    assert code == 1 and "out: File exists" in told and quick() == []

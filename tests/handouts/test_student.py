@@ -194,7 +194,7 @@ def test_the_command_refuses_to_overwrite(kdlab, tmp_path):
     before = (source / "01_tiny.ipynb").read_bytes()
     words = ("student", out, "--lessons", source)
     code, told = kdlab(*words)
-    assert code == 0 and "1 lessons without solutions; the teachers are found" in told
+    assert code == 0 and "1 lesson without solutions; the teachers are found" in told
     handed = (out / "01_tiny.ipynb").read_bytes()
     assert kdlab(*words)[0] == 0, "the same once more"
     (out / "01_tiny.ipynb").write_text("a learner's work")
@@ -206,6 +206,9 @@ def test_the_command_refuses_to_overwrite(kdlab, tmp_path):
         (("student", source, "--lessons", source), "holds the lessons themselves"),
         (("student", out, "07", "--lessons", source), "no such notebook"),
         (("student", out, "--lessons", tmp_path / "none"), "no notebook in"),
+        (("student", out, "--lessons", source, "--nbgrader"), "holds a hand-out; choose another"),
+        (("student", tmp_path / "twice", "--lessons", out), "it is a hand-out already"),
+        (("student", "01", "01", "--lessons", source), "'01' is a lesson's name; the folder comes"),
     ]:
         code, told = kdlab(*wrong)
         assert code == 1 and complaint in told, told
