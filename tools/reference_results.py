@@ -279,7 +279,7 @@ def add(method: str) -> None:
         stored, card = reference_results(name)
         others = stored[~stored["method"].isin(rows["method"])]
         added = card.get("added", {}) | {method: made_since(started)}  # perhaps another machine
-        store(name, pd.concat([others, rows.astype(stored.dtypes)]), card | {"added": added})
+        store(name, pd.concat([others, rows]), card | {"added": added})
         print(f"{name}: {len(rows)} runs in {time.perf_counter() - started:.0f} s")
 
 

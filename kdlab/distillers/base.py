@@ -47,8 +47,9 @@ class Distiller(nn.Module):
         teacher_taps: module paths to read in the teacher.
         needs_teacher: False for a control that works without one.
         needs_input_gradients: True for a method that differentiates logits by the images.
-        remembers_images: True for a method whose memory of each training image moves in `forward`;
-            several processes, each with its share of the images, cannot train with it.
+        remembers_images: True for a method with state that moves in `forward`, such as a memory of
+            each training image or a running mean; several processes, each with its share of the
+            images, cannot train with it.
         complete: False for a method that never trains the student's classifier, such as a hint;
             it is there to be added to one that does: ``Labels() + Hints()``.
         in_tournament: False for a method that the stored comparisons of lessons 01 to 03 leave
