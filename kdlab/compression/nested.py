@@ -181,7 +181,8 @@ class Sandwich(Wrapper):
     Args:
         widest: how the widest learns; None takes ``Labels()``. With ``SoftTargets()`` a teacher
             distils into the widest, and the widest into all others.
-        between: how many widths between are drawn in each step; with fewer there are, all.
+        between: how many widths between are drawn in each step; with fewer there are, all. The
+            paper draws 2.
 
     Raises:
         ValueError: a negative number, or (in training) a student that is not ``Nested``.

@@ -22,7 +22,8 @@ from kdlab.training import Run, fit
 from kdlab.training.loop import Moment
 from kdlab.words import check_known
 
-# The measures of Torch-Pruning: each sums over all that a channel's group writes and reads.
+# The measures of Torch-Pruning: each sums over all that a channel's group writes and reads, scales
+# of batch norms among it.
 IMPORTANCE: dict[str, Callable[[Any], Any]] = {
     "l1": lambda measures: measures.GroupMagnitudeImportance(p=1),
     "l2": lambda measures: measures.GroupMagnitudeImportance(p=2),
@@ -46,7 +47,7 @@ def prune_weights(model: nn.Module, share: float) -> nn.Module:
         ValueError: a share out of range, or a model without such weights, such as a quantized one.
 
     Source: Han, Pool, Tran, Dally, Learning both weights and connections for efficient neural
-    networks, 2015, arXiv:1506.02626.
+    networks, 2015, arXiv:1506.02626, with a threshold for each layer; here there is one for all.
     """
     check_not_quantized(model)
     share = _check_share(share)
@@ -100,8 +101,9 @@ def prune_channels(
 
     Sources: Fang, Ma, Song, Mi, Wang, DepGraph: towards any structural pruning, 2023,
     arXiv:2301.12900. L1 norm: Li, Kadav, Durdanovic, Samet, Graf, Pruning filters for efficient
-    ConvNets, 2016, arXiv:1608.08710. Batch norm's scale: Liu, Li, Shen, Huang, Yan, Zhang,
-    Learning efficient convolutional networks through network slimming, 2017, arXiv:1708.06519.
+    ConvNets, 2016, arXiv:1608.08710 (there of the filter alone). Batch norm's scale: Liu, Li, Shen,
+    Huang, Yan, Zhang, Learning efficient convolutional networks through network slimming, 2017,
+    arXiv:1708.06519.
     """
     check_not_quantized(model)
     check_kinds(example=example)

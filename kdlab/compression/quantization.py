@@ -160,7 +160,8 @@ def round_weights(model: nn.Module, bits: int) -> nn.Module:
     Raises:
         ValueError: bits out of range, or a model that is quantized already.
 
-    Source: as `quantize`.
+    Source: Krishnamoorthi, Quantizing deep convolutional networks for efficient inference: a
+    whitepaper, 2018, arXiv:1806.08342 (one symmetric scale for each output).
     """
     check_not_quantized(model)
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:

@@ -27,7 +27,8 @@ class ActivationBoundary(LayerDistiller):
     Source: Heo, Lee, Yun, Choi, "Knowledge Transfer via Distillation of Activation Boundaries
     Formed by Hidden Neurons", AAAI 2019, arXiv:1811.03233. The paper starts the student by this
     term alone and drops it when the labels come; here it is one term of the sum. The weight 0.003,
-    the halving and the sum over the neurons are those of the released code. Compared in lesson 02.
+    the halving and the sum over the neurons are those of the released code, which has the teacher's
+    batch norms in training mode; here they are in eval mode. Compared in lesson 02.
 
     Args:
         layers: pairs of layers, from shallow to deep.

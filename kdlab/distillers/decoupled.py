@@ -9,10 +9,11 @@ from kdlab.losses import decoupled_loss, hard_label_loss
 
 
 class Decoupled(Distiller):
-    """``CE(labels) + weight · (α · TCKD + β · NCKD)``.
+    """``CE(labels) + weight · T² · (α · TCKD + β · NCKD)``.
 
     Source: Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", 2022,
-    arXiv:2203.08679. Compared in lesson 01.
+    arXiv:2203.08679. The released code lets the term grow over its first 20 epochs; here it is
+    constant. Compared in lesson 01.
 
     Args:
         temperature: T > 0.

@@ -9,7 +9,7 @@ from kdlab.losses import dist_loss, hard_label_loss
 
 
 class Dist(Distiller):
-    """``CE(labels) + β · inter-class + γ · intra-class`` Pearson distance at temperature T.
+    """``CE(labels) + T² · (β · inter-class + γ · intra-class)`` Pearson distance at temperature T.
 
     Source: Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", 2022,
     arXiv:2205.10536. Compared in lesson 01.

@@ -17,8 +17,9 @@ class Hints(LayerDistiller):
 
     Source: Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets",
     ICLR 2015, arXiv:1412.6550. The paper trains the lower half by the hint first and the whole
-    student afterwards; here both happen at once, as in later benchmarks, whose weight of 100 and
-    1×1 convolution these are (Tian, Krishnan, Isola, arXiv:1910.10699). Derived in lesson 02.
+    student afterwards; here both happen at once, as in later benchmarks, whose weight of 100 this
+    is (Tian, Krishnan, Isola, arXiv:1910.10699). Their regressor adds a batch norm and a ReLU to
+    the 1×1 convolution, and resizes by a larger one. Derived in lesson 02.
 
     Args:
         layers: pairs of layers; any pair of maps, tokens or embeddings that `adapter` can join.

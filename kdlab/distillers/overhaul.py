@@ -38,7 +38,9 @@ class Overhaul(LayerDistiller):
 
     Source: Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation",
     ICCV 2019, arXiv:1904.01866. The weight 0.001, the halving and the sum over the features are
-    those of the released code. Compared in lesson 02.
+    those of the released code. The paper keeps the teacher's batch norms in training mode, so that
+    they use the batch's statistics (its table 8); here the teacher is in eval mode, as in every
+    method. Compared in lesson 02.
 
     Args:
         layers: pairs of layers, from shallow to deep.

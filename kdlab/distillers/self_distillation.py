@@ -25,13 +25,16 @@ class SelfDistillation(Distiller):
     ``kdlab.models.with_exits(student, method.exits)``.
 
     Source: Zhang, Song, Gao, Chen, Bao, Ma, "Be Your Own Teacher: Improve the Performance of
-    Convolutional Neural Networks via Self Distillation", ICCV 2019, arXiv:1905.08094. The authors'
-    code is not public; a reproduction that reaches the paper's numbers (github.com/luanyunteng/
-    pytorch-be-your-own-teacher) gave us what the formula leaves open: the divergence goes from the
-    deepest softmax (its gradient is that of the cross-entropy with it), F are embeddings after the
-    heads' bottlenecks and the model's pooling, and q_C and F_C are detached; also α, T and β. It
-    sums ‖F_i − F_C‖² over the batch of 128, so its β is 128 times this one: take 1.28e-4 for the
-    same strength. Derived in lesson 04.
+    Convolutional Neural Networks via Self Distillation", ICCV 2019, arXiv:1905.08094. A
+    reproduction that reaches the paper's numbers (github.com/luanyunteng/pytorch-be-your-own-
+    teacher) gave us what the formula leaves open: the divergence goes from the deepest softmax (its
+    gradient is that of the cross-entropy with it), F are embeddings after the heads' bottlenecks
+    and the model's pooling, and q_C and F_C are detached; also α, T, β and the weight 1 − α of the
+    model's own cross-entropy. It sums ‖F_i − F_C‖² over the batch of 128, so its β is 128 times
+    this one: take 1.28e-4 for the same strength. The code of the first author's later journal
+    version (github.com/ArchipLab-LinfengZhang/pytorch-self-distillation-final) differs: weight 1
+    for the model's own cross-entropy, no T², α = 0.3, a linear map before the features' distance.
+    Derived in lesson 04.
 
     Args:
         layers: of the student, from shallow to deep.

@@ -12,8 +12,8 @@ class SoftTargets(Distiller):
     """``(1 - α) · CE(labels) + α · T² · KL(teacher at T ‖ student at T)``.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
-    arXiv:1503.02531. The weights α and 1 - α are the convention of later work; the paper uses two
-    free weights. Derived in lesson 01.
+    arXiv:1503.02531. The paper takes a weighted average of the two, with a considerably lower
+    weight on the labels; α = 0.9 is the convention of later work. Derived in lesson 01.
 
     Args:
         temperature: T > 0; higher shows more of the small probabilities.

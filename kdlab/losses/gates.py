@@ -103,8 +103,9 @@ def better_gate(student: Tensor, teacher: Tensor, targets: Tensor, scale: float 
 def wsld_gate(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     """Weighted soft labels: 1 − exp(−CE_student / CE_teacher).
 
-    Closed where the student knows the label better than the teacher does: there soft labels bring
-    more variance than they save bias. Where the student is certain of the label (CE = 0) it is 0.
+    Low where the student knows the label better than the teacher does (0.63 where both know it
+    equally well, 0 where the student is certain): there soft labels add bias while they lower the
+    variance. The paper found that leaving such samples out altogether hurts too, hence a weight.
 
     Source: Zhou, Song, Chen, Zhou, Wang, Yuan, Zhang, "Rethinking Soft Labels for Knowledge
     Distillation: A Bias-Variance Tradeoff Perspective", ICLR 2021, arXiv:2102.00650. Lesson 05.

@@ -145,7 +145,8 @@ def gradient_attention_loss(
         ValueError: as `jacobian_matching_loss`; a mask of another shape or dtype.
 
     Source: Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.2,
-    arXiv:1612.03928. Derived in lesson 03.
+    arXiv:1612.03928. The paper writes the length without a square, but the gradient that it gives
+    is that of ½ ‖·‖², which is taken here. Derived in lesson 03.
     """
     check_reduction(reduction)
     student, teacher = _prepare(student, teacher, 2, mask)

@@ -41,8 +41,8 @@ def soft_target_loss(
 ) -> Tensor:
     """Soft targets: T² · KL(softmax(teacher / T) ‖ softmax(student / T)).
 
-    The factor T² keeps the size of the gradient, and so the meaning of the loss's weight, the same
-    at every temperature.
+    The factor T² keeps the size of the gradient, and so the meaning of the loss's weight, about the
+    same once T is large against the logits; without it the gradient falls like 1 / T².
 
     Args:
         student: logits ``[B, C]``, or ``[B, N, C]`` for N positions (tokens) per sample.
