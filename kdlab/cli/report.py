@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 BOUNDS = {"n", "low", "high"}  # of an interval that a lesson recorded: no results by themselves
 SEEDS = ("record_seed", "seed")
+ALIKE = 1e-6  # relative: two trainings that come so near to each other are the same one
 LINES = 8  # that a figure can tell apart
 
 
@@ -32,6 +33,7 @@ class Measure:
         metric: the column.
         keys: recorded columns that tell the rows of one run apart: the setting, the layer, ....
         rows: of ``gather``'s table, all that have a number.
+        unit: the column whose values are independent of one another, of which ``n`` are counted.
     """
 
     lesson: str
@@ -39,6 +41,12 @@ class Measure:
     metric: str
     keys: list[str]
     rows: pd.DataFrame
+    unit: str
+
+    @property
+    def counts(self) -> str:
+        """What ``n`` counts, in the singular: seed (of the lesson's own trainings) or run."""
+        return "seed" if self.unit == SEEDS[0] else "run"
 
 
 def measures(table: pd.DataFrame, metrics: list[str] | None = None) -> Iterator[Measure]:
@@ -62,7 +70,8 @@ def measures(table: pd.DataFrame, metrics: list[str] | None = None) -> Iterator[
             wanted = {name, str(record)} & set(metrics or [])
             if wanted or (not metrics and name not in BOUNDS and name not in SEEDS):
                 there = rows[rows[name].notna()]
-                yield Measure(str(lesson), str(record), name, keys, there)
+                unit = _unit(there, name, [*keys, *swept(there)])
+                yield Measure(str(lesson), str(record), name, keys, there, unit)
     for name in metrics or []:
         check_known("metric", name, sorted(known))
 
@@ -81,20 +90,21 @@ def lines_of(measure: Measure, x: str) -> tuple[list[str], list[str]]:
     return kept, others
 
 
-def per_seed(measure: Measure, columns: list[str]) -> pd.DataFrame:
-    """Return one mean for each setting and seed: what an interval may count as one.
+def per_unit(measure: Measure, columns: list[str]) -> pd.DataFrame:
+    """Return one mean for each setting and unit: what an interval may count as one.
 
-    A lesson that trains with several seeds records them; runs whose seeds follow one another then
-    hold the same training twice. It counts once. Without a seed in the record the run's own holds.
+    Where a lesson trains with several seeds and the run's own seed changes nothing in these
+    trainings, runs whose seeds follow one another hold the same training twice: the unit is the
+    lesson's seed (``n`` counts seeds). Where trainings with one such seed differ between runs, the
+    run's seed draws something that they share, as the images: the unit is the run (``n`` counts
+    runs), and the mean over its trainings is one measurement. So it is too where a lesson records
+    no seeds. Runs with the same seed count once.
 
     Args:
         measure: one of ``measures``.
         columns: that tell the settings apart; all others are averaged over.
     """
-    rows = measure.rows
-    unit = next((name for name in SEEDS if name in rows and rows[name].notna().all()), "run")
-    groups = rows.groupby([*columns, unit], sort=False, dropna=False)
-    return groups[measure.metric].mean().reset_index()
+    return _means(measure.rows, measure.metric, [*columns, measure.unit])
 
 
 def summary(table: pd.DataFrame, metrics: list[str] | None = None) -> pd.DataFrame:
@@ -105,7 +115,8 @@ def summary(table: pd.DataFrame, metrics: list[str] | None = None) -> pd.DataFra
         metrics: as in ``measures``.
 
     Returns:
-        Columns lesson, record, metric, setting, mean, low, high, n (seeds).
+        Columns lesson, record, metric, setting, mean, low, high, n, counted: what n counts,
+        "seeds" of the lesson's own trainings or "runs" (see ``per_unit``).
     """
     import pandas as pd
 
@@ -114,11 +125,12 @@ def summary(table: pd.DataFrame, metrics: list[str] | None = None) -> pd.DataFra
     lines = []
     for m in measures(table, metrics):
         columns = [*m.keys, *swept(m.rows)]
-        means = per_seed(m, columns)
+        means = per_unit(m, columns)
         for setting, group in means.groupby(named(means, columns, table), sort=False):
             i = mean_interval(group[m.metric])
-            lines.append((m.lesson, m.record, m.metric, setting, i.mean, i.low, i.high, i.n))
-    columns = ["lesson", "record", "metric", "setting", "mean", "low", "high", "n"]
+            numbers = (i.mean, i.low, i.high, i.n)
+            lines.append((m.lesson, m.record, m.metric, setting, *numbers, f"{m.counts}s"))
+    columns = ["lesson", "record", "metric", "setting", "mean", "low", "high", "n", "counted"]
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -158,7 +170,7 @@ def figures(table: pd.DataFrame, metrics: list[str] | None = None) -> Iterator[A
     for m in measures(table, metrics):
         for x in swept(m.rows):
             columns, others = lines_of(m, x)
-            means = per_seed(m, [x, *columns])
+            means = per_unit(m, [x, *columns])
             means["line"] = named(means, columns, table)
             by = "line" if columns else None
             label = m.record if m.metric == "value" else f"{m.record}: {m.metric}"
@@ -167,6 +179,22 @@ def figures(table: pd.DataFrame, metrics: list[str] | None = None) -> Iterator[A
             if others:
                 figure.set_label(f"{plots.alt_text(figure)} Averaged over {', '.join(others)}.")
             yield figure
+
+
+def _unit(rows: pd.DataFrame, metric: str, setting: list[str]) -> str:
+    """Return the column whose values are independent measurements of one setting."""
+    inner, own = SEEDS
+    if inner in rows and rows[inner].notna().all():
+        each = _means(rows, metric, [*setting, inner, "run"])
+        groups = each.groupby([*setting, inner], dropna=False)[metric]
+        low, high = groups.min(), groups.max()
+        if (high - low <= ALIKE * abs(low).combine(abs(high), max)).all():
+            return inner
+    return own if own in rows and rows[own].notna().all() else "run"
+
+
+def _means(rows: pd.DataFrame, metric: str, columns: list[str]) -> pd.DataFrame:
+    return rows.groupby(columns, sort=False, dropna=False)[metric].mean().reset_index()
 
 
 def _keys(rows: pd.DataFrame) -> list[str]:

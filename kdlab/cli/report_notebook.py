@@ -47,9 +47,10 @@ Markdown(f"{len(runs_seen)} runs, {len(failed)} failed; swept: {swept}.")""",
         """\
 ## Results
 
-Means over the runs of one setting, with 95 % intervals (Student's t). Intervals that overlap do not
-say that there is no difference; runs with the same seeds may be compared seed by seed
-(`kdlab.metrics.paired_difference`).""",
+Means over the runs of one setting, with 95 % intervals (Student's t). `n` counts runs, or the seeds
+with which a run trains where the run's own seed changes nothing in these trainings. Intervals that
+overlap do not say that there is no difference; runs with the same seeds may be compared seed by
+seed (`kdlab.metrics.paired_difference`).""",
     ),
     (
         "code",

@@ -158,6 +158,33 @@ def test_a_seed_that_came_twice_counts_once(tmp_path):
     reach = stats.t.ppf(0.975, 3) * values.std(ddof=1) / 2
     assert line["n"] == 4 and line["mean"] == values.mean() and line["setting"] == "all"
     assert line["high"] - line["mean"] == pytest.approx(reach)
+    assert line["counted"] == "seeds"
+
+
+def test_trainings_that_the_seed_of_the_run_changes_are_no_repetitions(tmp_path):
+    """The run's seed draws the images: equal inner seeds are other trainings, and n counts runs."""
+    for size in (100, 300):
+        for seed in range(3):
+            rows = [{"seed": s, "loss": size + 10.0 * seed + s} for s in (seed, seed + 1)]
+            keep(tmp_path, {"seed": seed, "size": size}, [{"name": "methods", "value": rows}])
+    summary = report.summary(gather(tmp_path)).set_index("setting")
+    means = np.array([100.5, 111.5, 122.5])
+    reach = stats.t.ppf(0.975, 2) * means.std(ddof=1) / np.sqrt(3)
+    line = summary.loc["size=100"]
+    assert (line["n"], line["counted"]) == (3, "runs") and line["mean"] == 111.5
+    assert line["high"] - line["mean"] == pytest.approx(reach)
+
+
+@pytest.mark.parametrize(("apart", "n"), [(5e-7, 2), (1e-4, 1)])
+def test_trainings_are_one_up_to_rounding(tmp_path, apart, n):
+    """Values as low as -100: the distance counts in proportion. One run has only its seeds."""
+    for name, share in (("a", 0.0), ("b", apart)):
+        rows = [{"seed": s, "loss": -(100.0 + s) * (1 + share)} for s in (0, 1)]
+        keep(tmp_path / name, {"seed": 0}, [{"name": "methods", "value": rows}])
+    (line,) = report.summary(gather(tmp_path)).to_dict("records")
+    assert line["n"] == n and line["counted"] == ("seeds" if n == 2 else "runs")
+    (alone,) = report.summary(gather(tmp_path / "a")).to_dict("records")
+    assert (alone["n"], alone["counted"]) == (2, "seeds")
 
 
 def test_means_of_settings(kept):
