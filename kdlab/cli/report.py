@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 BOUNDS = {"n", "low", "high"}  # of an interval that a lesson recorded: no results by themselves
 SEEDS = ("record_seed", "seed")
 ALIKE = 1e-6  # relative: two trainings that come so near to each other are the same one
-LINES = 8  # that a figure can tell apart
+LINES = 6  # that can be told apart in a panel
+PANELS = 12  # of a figure
 
 
 def swept(table: pd.DataFrame) -> list[str]:
@@ -79,15 +81,33 @@ def measures(table: pd.DataFrame, metrics: list[str] | None = None) -> Iterator[
 def lines_of(measure: Measure, x: str) -> tuple[list[str], list[str]]:
     """Return the columns whose combinations are the lines of a figure over ``x``, and the others.
 
-    They are the keys, then the swept parameters, as long as a figure can tell all their
-    combinations apart.
+    They are the keys, always, then the swept parameters, as long as a figure has room for all
+    their combinations. Only a parameter is averaged over, never what the lesson compares.
     """
-    kept: list[str] = []
-    others: list[str] = []
-    for name in [*measure.keys, *(name for name in swept(measure.rows) if name != x)]:
-        few = len(measure.rows[[*kept, name]].drop_duplicates()) <= LINES
-        (kept if few else others).append(name)
+    kept, others = list(measure.keys), list[str]()
+    for name in swept(measure.rows):
+        if name != x:
+            more = [*kept, name]
+            _, columns = in_panels(measure.rows, more)
+            panels = len(measure.rows[columns].drop_duplicates()) if columns else 1
+            lines = len(measure.rows[more].drop_duplicates())
+            fits = panels <= PANELS and lines <= PANELS * LINES
+            (kept if fits else others).append(name)
     return kept, others
+
+
+def in_panels(frame: pd.DataFrame, columns: list[str]) -> tuple[list[str], list[str]]:
+    """Return which columns name the lines of a panel, at most six, and which the panels.
+
+    As many of the first columns as can be, else of the last; where both are too many, all columns
+    name lines, and panels get six lines each.
+    """
+    parts = [(columns[:end], columns[end:]) for end in range(len(columns), 0, -1)]
+    parts += [(columns[start:], columns[:start]) for start in range(1, len(columns))]
+    for lines, panels in parts:
+        if len(frame[lines].drop_duplicates()) <= LINES:
+            return lines, panels
+    return columns, []
 
 
 def per_unit(measure: Measure, columns: list[str]) -> pd.DataFrame:
@@ -158,27 +178,45 @@ def named(frame: pd.DataFrame, columns: list[str], table: pd.DataFrame) -> pd.Se
 def figures(table: pd.DataFrame, metrics: list[str] | None = None) -> Iterator[Any]:
     """Yield one figure for each measure and swept parameter: means with 95 % intervals.
 
-    Lines are the keys of the record (as a rule the setting) and the other swept parameters; where
-    they would be more than eight, the last are averaged over, and the alt text says so.
+    Lines are the keys of the record (as a rule the setting) and the other swept parameters. More
+    than six lines come in several panels. Where a parameter has more values than panels have room
+    for, it is averaged over, and the title says so. What is the same everywhere gets no figure.
 
     Args:
         table: as ``gather`` gives it.
         metrics: as in ``measures``.
     """
+    for m in measures(table, metrics):
+        yield from figures_of(m, table)
+
+
+def figures_of(measure: Measure, table: pd.DataFrame) -> Iterator[Any]:
+    """Yield the figures of one measure, as ``figures`` does."""
     from kdlab import plots
 
-    for m in measures(table, metrics):
-        for x in swept(m.rows):
-            columns, others = lines_of(m, x)
-            means = per_unit(m, [x, *columns])
-            means["line"] = named(means, columns, table)
-            by = "line" if columns else None
-            label = m.record if m.metric == "value" else f"{m.record}: {m.metric}"
-            label = label.replace("_", " ")
-            figure = plots.swept_points(means, m.metric, x=x, by=by, label=label)
-            if others:
-                figure.set_label(f"{plots.alt_text(figure)} Averaged over {', '.join(others)}.")
-            yield figure
+    m = measure
+    for x in swept(m.rows) if m.rows[m.metric].nunique() > 1 else []:
+        columns, others = lines_of(m, x)
+        means = per_unit(m, [x, *columns])
+        lines, panels = in_panels(means, columns)
+        if len(means[columns].drop_duplicates()) > PANELS * LINES:
+            continue  # nobody could read it
+        means["line"] = named(means, lines, table)
+        means["panel"] = named(means, panels, table)
+        if columns and not panels:
+            order = {line: number for number, line in enumerate(means["line"].unique())}
+            each = math.ceil(len(order) / math.ceil(len(order) / LINES))
+            means["panel"] = means["line"].map(order) // each
+        label = m.record if m.metric == "value" else f"{m.record}: {m.metric}"
+        yield plots.swept_points(
+            means,
+            m.metric,
+            x=x,
+            by="line" if columns else None,
+            panels="panel" if means["panel"].nunique() > 1 else None,
+            label=label.replace("_", " "),
+            title=f"Averaged over {', '.join(others)}." if others else None,
+        )
 
 
 def _unit(rows: pd.DataFrame, metric: str, setting: list[str]) -> str:

@@ -98,8 +98,8 @@ def page(table: pd.DataFrame, folder: Path, source: Path, metrics: list[str] | N
     counts = (
         f"{len(ends)} runs of {', '.join(ends['lesson'].unique())}, {len(failed)} failed. "
         f"Swept: {', '.join(report.swept(table)) or 'nothing but the seed'}. "
-        "Intervals: 95 %, Student's t, over what n counts in one setting: runs, or the seeds with which "
-        "a run trains where the run's own seed changes nothing in these trainings."
+        "Intervals: 95 %, Student's t, over what n counts in one setting: runs, or the seeds with "
+        "which a run trains where the run's own seed changes nothing in these trainings."
     )
     parts = [
         *_failures(failed, report.swept(table)),

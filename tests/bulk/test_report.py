@@ -1,5 +1,6 @@
 """Reports: every record of every run in one table, honest intervals, files that are whole."""
 
+import itertools
 import random
 import re
 import time
@@ -235,11 +236,15 @@ def test_numbers_that_differ_between_runs_are_results(tmp_path):
 
 
 def drawn(figure):
-    """Legend name → heights of the means of a figure's line."""
-    (axis,) = figure.axes
-    heights = [list(line.get_ydata()) for line in axis.lines if line.get_marker() == "o"]
-    names = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    return dict(zip(names or ["all"], filter(None, heights), strict=True))
+    """Legend name → heights of the means of a line, of each panel."""
+    panels = []
+    (shared,) = figure.legends or [None]
+    for axis in filter(lambda axis: axis.get_visible(), figure.axes):
+        heights = [list(line.lines[0].get_ydata()) for line in axis.containers]
+        legend = shared or axis.get_legend()
+        names = [text.get_text() for text in legend.get_texts()] if legend else ["all"]
+        panels.append(dict(zip(names, heights, strict=True)))
+    return panels
 
 
 def test_figures_over_each_parameter(kept):
@@ -248,23 +253,52 @@ def test_figures_over_each_parameter(kept):
         "Accuracy over temperature, mean and 95 % interval: alpha=0.5, alpha=0.9.",
         "Accuracy over alpha, mean and 95 % interval: temperature=1, temperature=4.",
     ]
-    lines = drawn(made[0])
+    (lines,) = drawn(made[0])
     assert lines["alpha=0.5"] == pytest.approx([0.61, 0.91])
     assert lines["alpha=0.9"] == pytest.approx([1.01, 1.305])
     assert [label.get_text() for label in made[0].axes[0].get_xticklabels()] == ["1", "4"]
 
 
-def test_too_many_lines_are_averaged_over_and_said_so(tmp_path):
-    for t in range(1, 4):
-        for width in range(9):
-            values = {"temperature": float(t), "width": width}
-            rows = [{"setting": s, "loss": t + width + k} for k, s in enumerate(("ce", "kd"))]
-            keep(tmp_path, values, [{"name": "methods", "value": rows}])
-    first, second = report.figures(gather(tmp_path))
-    assert plots.alt_text(first).endswith("interval: ce, kd. Averaged over width.")
-    assert drawn(first) == {"ce": [5.0, 6.0, 7.0], "kd": [6.0, 7.0, 8.0]}
-    assert "ce, temperature=1" in plots.alt_text(second)
-    assert "Averaged" not in plots.alt_text(second)
+def keep_settings(out, settings, **swept):
+    """Keep one run for each combination of two values and more; losses tell them all apart."""
+    for t, width in itertools.product(swept["temperature"], swept.get("width", [0])):
+        rows = [{"setting": s, "loss": t + 10 * width + 1000 * k} for k, s in enumerate(settings)]
+        values = {"temperature": float(t), "width": width}
+        keep(out, values, [{"name": "methods", "value": rows}])
+
+
+def test_what_a_lesson_compares_is_never_averaged_over(tmp_path):
+    """Ten settings are too many for a panel: they come in two."""
+    keep_settings(tmp_path, list("abcdefghij"), temperature=[1, 2])
+    (figure,) = report.figures(gather(tmp_path))
+    first, second = drawn(figure)
+    assert first == {s: [1000 * k + 1, 1000 * k + 2] for k, s in enumerate("abcde")}
+    assert second["j"] == [9001, 9002] and list(second) == list("fghij")
+    assert "Averaged" not in plots.alt_text(figure) and not figure.get_suptitle()
+
+
+def test_many_settings_and_another_parameter_are_panels_and_lines(tmp_path):
+    keep_settings(tmp_path, list("abcdefghij"), temperature=[1, 2], width=[1, 2, 3])
+    over_temperature, over_width = report.figures(gather(tmp_path))
+    panels = drawn(over_temperature)
+    assert [axis.get_title(loc="left") for axis in over_temperature.axes] == list("abcdefghij")
+    assert panels[9] == {"width=1": [9011, 9012], "width=2": [9021, 9022], "width=3": [9031, 9032]}
+    assert drawn(over_width)[0]["temperature=2"] == [12, 22, 32]
+
+
+def test_a_parameter_without_room_is_averaged_over_and_the_title_says_so(tmp_path):
+    keep_settings(tmp_path, ["ce", "kd"], temperature=[1, 2, 3], width=range(13))
+    over_temperature, over_width = report.figures(gather(tmp_path))
+    assert over_temperature.get_suptitle() == "Averaged over width."
+    assert plots.alt_text(over_temperature).endswith(": ce, kd. Averaged over width.")
+    assert drawn(over_temperature) == [{"ce": [61, 62, 63], "kd": [1061, 1062, 1063]}]
+    assert "ce, temperature=1" in plots.alt_text(over_width) and not over_width.get_suptitle()
+
+
+def test_more_settings_than_anybody_can_read_make_no_figure(tmp_path):
+    keep_settings(tmp_path, [f"layer {n}" for n in range(73)], temperature=[1, 2])
+    assert list(report.figures(gather(tmp_path))) == []
+    assert len(report.summary(gather(tmp_path))) == 146
 
 
 def test_four_files_that_need_no_network(kept, no_kernel):
@@ -276,7 +310,7 @@ def test_four_files_that_need_no_network(kept, no_kernel):
     assert from_csv["value"].tolist() == pytest.approx(table["value"].tolist(), nan_ok=True)
     page = (kept / "report.html").read_text()
     assert not re.search(r"https?:|<script|<link|@import", page)
-    assert page.count("data:image/png;base64,") == 2 * 3 == page.count("<figure>")
+    assert page.count("data:image/png;base64,") == 2 * 2 == page.count("<figure>")
     assert "prefers-color-scheme: dark" in page and "12 runs of tiny, 1 failed" in page
     assert "MemoryError: &lt;b&gt;no &amp; room&lt;/b&gt;" in page and "<b>" not in page
     links = re.findall(r'href="(.*?)"', page)
@@ -286,15 +320,15 @@ def test_four_files_that_need_no_network(kept, no_kernel):
 
 def test_the_files_may_lie_elsewhere(kept, no_kernel, tmp_path):
     there = tmp_path / "a b" / "c"
-    assert kdlab("report", kept, "-o", there, "-m", "after")[0] == 0
+    assert kdlab("report", kept, "-o", there, "-m", "before")[0] == 0
     assert sorted(p.name for p in there.iterdir() if p.name[0] != ".") == sorted(FILES)
     page = (there / "report.html").read_text()
-    assert page.count("<figure>") == 2 and "Counts: after over alpha" in page
+    assert page.count("<figure>") == 2 and "Counts: before over alpha" in page
     links = re.findall(r'href="(.*?)"', page)
     assert links and all(link.startswith("../") for link in links)
     assert all((there / link).resolve().is_file() for link in links)
     source = nbformat.read(there / "report.ipynb", 4).cells[1].source
-    assert "runs: str = '../../runs'" in source and "= ['after']" in source
+    assert "runs: str = '../../runs'" in source and "= ['before']" in source
 
 
 def test_what_cannot_be_reported_is_said(kept, no_kernel, tmp_path):
@@ -361,7 +395,7 @@ def test_the_notebook_is_run_and_has_parameters(kept):
     notebook = nbformat.read(kept / "report.ipynb", 4)
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 6
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
     assert any("12 runs, 1 failed; swept: temperature, alpha." in str(o) for o in outputs)
     assert gather(kept)["run"].nunique() == 12, "the report's own notebook is no run"
     declared = parameters.read(notebook)
