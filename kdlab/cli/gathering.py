@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MARK = "kdlab_report"  # in the metadata of a report's own notebook, which is no run
-BEFORE = ["lesson", "run", "status", "seconds", "error"]
-BETWEEN = ["record", "row"]
+CONDITIONS = ["source", "kdlab", "torch", "threads", "machine", "started"]
+BEFORE = ["lesson", "run", "status", "seconds", "error", *CONDITIONS]
+BETWEEN = ["record", "row", "claim", "holds"]
+CLAIMS = "claims"  # the record whose rows are what a lesson claimed
 
 
 def gather(folder: str | Path) -> pd.DataFrame:
@@ -25,10 +29,13 @@ def gather(folder: str | Path) -> pd.DataFrame:
 
     Returns:
         One row for each run and record; a record that is a table has one for each of its rows.
-        Columns: lesson, run (path in the folder), status (done or failed), seconds, error, then
-        the parameters of the lessons, then record (its name), row, and what was recorded, as a
-        rule ``value``. A recorded column with the name of one before it is called ``record_...``.
-        What is no number, text or truth value is JSON. A run without records has one row.
+        Columns: lesson, run (path in the folder), status (done or failed), seconds, error; what
+        is known of source (digest of the notebook's code), kdlab, torch, threads, machine and
+        started (UTC); the parameters of the lessons, then record (its name), row, and what was
+        recorded, as a rule ``value``. A recorded column with the name of one before it is called
+        ``record_...``, such a parameter ``parameter_...``. What is no number, text or truth value
+        is JSON. The findings of a lesson are rows of the record ``claims``, with the sentence in
+        the column claim, and whether it holds. A run without all this has one row.
 
     Raises:
         ValueError: no run is there.
@@ -38,8 +45,11 @@ def gather(folder: str | Path) -> pd.DataFrame:
     found = list(_facts_below(Path(folder)))
     if not found:
         raise ValueError(f"runs: no run in {folder}; `kdlab sweep NOTEBOOK -g NAME=A,B` makes some")
+    for _, facts in found:
+        facts["values"] = {
+            f"parameter_{k}" if k in BEFORE else k: v for k, v in facts["values"].items()
+        }
     names = list(dict.fromkeys(name for _, facts in found for name in facts["values"]))
-    names = [name for name in names if name not in BEFORE]
     taken = {*BEFORE, *names, *BETWEEN}
     rows = []
     for run, facts in found:
@@ -49,12 +59,19 @@ def gather(folder: str | Path) -> pd.DataFrame:
             "status": facts["status"],
             "seconds": facts["seconds"],
             "error": facts.get("reason"),
+            **_conditions(facts),
             **{name: facts["values"].get(name) for name in names},
         }
-        for entry in facts["records"] or [{}]:
+        claims = [
+            {"record": CLAIMS, "row": number, "claim": c["sentence"], "holds": c["holds"]}
+            for number, c in enumerate(facts["told"].get("claims", []))
+        ]
+        rows += [about | claim for claim in claims]
+        for entry in facts["records"] or ([] if claims else [{}]):
             for number, values in enumerate(_rows(entry)):
                 renamed = {f"record_{k}" if k in taken else k: v for k, v in values.items()}
-                rows.append({**about, "record": entry.get("name"), "row": number, **renamed})
+                between = dict(zip(BETWEEN, (entry.get("name"), number, None, None), strict=True))
+                rows.append({**about, **between, **renamed})
     table = pd.DataFrame(rows).apply(_settled)
     return table.sort_values(["lesson", *names, "run"], kind="stable", ignore_index=True)
 
@@ -71,14 +88,34 @@ def recorded_names(table: pd.DataFrame) -> list[str]:
     return columns[columns.index(BETWEEN[-1]) + 1 :]
 
 
-def _facts_below(root: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _conditions(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return under which conditions a run was made, None for what nobody wrote down."""
+    told = facts["told"]
+    machine = told.get("machine", {})
+    words = [str(machine[name]) for name in ("name", "device") if name in machine]
+    started = facts.get("started")
+    if isinstance(started, int | float):
+        started = f"{datetime.fromtimestamp(started, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return {
+        "source": facts.get("source"),
+        "kdlab": facts.get("kdlab", told.get("kdlab")),
+        "torch": machine.get("torch"),
+        "threads": machine.get("threads", facts.get("threads")),
+        "machine": ", ".join(words) or None,
+        "started": started,
+    }
+
+
+def _facts_below(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (path in the folder, facts) of every run; a sweep may be at work in it meanwhile."""
     for name, folders, files in os.walk(root):
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
         place = Path(name)
         notebooks = [place / file for file in sorted(files) if file.endswith(".ipynb")]
         if facts := runs.facts_of(place):
-            yield place.relative_to(root).as_posix(), facts | _records_below(notebooks)
+            told = _told_in([place / file for file in files if file.endswith(".json")])
+            records = _records_below(notebooks)
+            yield place.relative_to(root).as_posix(), facts | records | {"told": told}
             continue
         for path in notebooks:
             if alone := _facts_of_notebook(path):
@@ -91,6 +128,16 @@ def _records_below(notebooks: list[Path]) -> dict[str, Any]:
         return {"records": [e for path in notebooks for e in records_of(runs.read_notebook(path))]}
     except (OSError, ValueError) as error:
         return {"status": runs.FAILED, "reason": str(error), "records": []}
+
+
+def _told_in(paths: list[Path]) -> dict[str, Any]:
+    """Return what ``lab`` wrote beside a notebook: claims, machine, versions; {} if nothing."""
+    for path in sorted(paths):
+        with contextlib.suppress(OSError, ValueError):
+            told = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(told, dict) and told.keys() >= {"claims", "machine", "parameters"}:
+                return told
+    return {}
 
 
 def _facts_of_notebook(path: Path) -> dict[str, Any] | None:
@@ -110,13 +157,19 @@ def _facts_of_notebook(path: Path) -> dict[str, Any] | None:
         if output["output_type"] == "error"
     ]
     failed = about.get("exception") or about.get("duration") is None
+    values = {n: p.default for n, p in declared.items()} | about.get("parameters", {})
+    told = _told_in([path.with_suffix(".json")])
+    if any(told and told["parameters"].get(name) != value for name, value in values.items()):
+        told = {}  # of a later run of this lesson into the same folder
     return {
         "lesson": path.stem,
         "status": runs.FAILED if failed else runs.DONE,
         "reason": (errors or ["it came to no end"])[0] if failed else None,
         "seconds": about.get("duration"),
-        "values": {n: p.default for n, p in declared.items()} | about.get("parameters", {}),
+        "started": f"{start[:19]}Z" if (start := about.get("start_time")) else None,
+        "values": values,
         "records": records_of(notebook),
+        "told": told,
     }
 
 

@@ -62,7 +62,7 @@ def measures(table: pd.DataFrame, metrics: list[str] | None = None) -> Iterator[
         ValueError: nothing of that name was recorded.
     """
     known = set()
-    done = table[(table["status"] == runs.DONE) & table["record"].notna()]
+    done = table[(table["status"] == runs.DONE) & table["record"].notna() & table["claim"].isna()]
     for (lesson, record), rows in done.groupby(["lesson", "record"], sort=False):
         keys = _keys(rows)
         for name in recorded_names(table):
@@ -152,6 +152,63 @@ def summary(table: pd.DataFrame, metrics: list[str] | None = None) -> pd.DataFra
             lines.append((m.lesson, m.record, m.metric, setting, *numbers, f"{m.counts}s"))
     columns = ["lesson", "record", "metric", "setting", "mean", "low", "high", "n", "counted"]
     return pd.DataFrame(lines, columns=columns)
+
+
+def claims(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what the lessons claimed, and in how many runs it held.
+
+    A run that failed over a claim counts as one in which it did not hold.
+
+    Args:
+        table: as ``gather`` gives it.
+
+    Returns:
+        Columns lesson, claim, held (in so many), runs (of so many), not_with: settings of runs in
+        which it did not hold, the first three.
+    """
+    import pandas as pd
+
+    stated = table[table["claim"].notna()]
+    settings = [*swept(table), *(name for name in SEEDS[1:] if name in table)]
+    lines = []
+    for (lesson, claim), rows in stated.groupby(["lesson", "claim"], sort=False):
+        holds = rows["holds"].astype(bool).groupby(rows["run"], sort=False).all()
+        broken = rows[~rows["run"].map(holds).astype(bool)].drop_duplicates("run")
+        there = [name for name in settings if rows[name].notna().any()]
+        where = list(named(broken, there, table))
+        more = [f"and {len(where) - 3} more"] if len(where) > 3 else []
+        lines.append((lesson, claim, holds.sum(), len(holds), "; ".join(where[:3] + more)))
+    return pd.DataFrame(lines, columns=["lesson", "claim", "held", "runs", "not_with"])
+
+
+def conditions(table: pd.DataFrame) -> pd.DataFrame:
+    """Return under which conditions the runs were made: what, value, warning ("" if all is well).
+
+    Args:
+        table: as ``gather`` gives it.
+    """
+    import pandas as pd
+
+    ends = table.drop_duplicates("run")
+    lines = []
+    for lesson, rows in ends.groupby("lesson", sort=False):
+        names = parameter_names(table)
+        alike = [n for n in names if rows[n].notna().all() and rows[n].nunique() == 1]
+        lines.append((f"{lesson}: all runs", named(rows.head(1), alike, table).iloc[0], ""))
+        lines.append((f"{lesson}: notebook", *_versions(rows["source"])))
+    lines += [(name, *_versions(ends[name])) for name in ("kdlab", "torch")]
+    lines += [(name, _versions(ends[name])[0], "") for name in ("machine", "threads")]
+    dates = ends["started"].dropna()
+    first_last = dict.fromkeys([] if dates.empty else [dates.min(), dates.max()])
+    lines.append(("started", " to ".join(first_last) or "not known", ""))
+    return pd.DataFrame(lines, columns=["what", "value", "warning"])
+
+
+def _versions(column: pd.Series) -> tuple[str, str]:
+    """Return all values of a column, and a warning if there are several."""
+    known = list(dict.fromkeys(map(short, column.dropna())))
+    warning = f"the runs are of {len(known)} versions" if len(known) > 1 else ""
+    return ", ".join(known) or "not known", warning
 
 
 def named(frame: pd.DataFrame, columns: list[str], table: pd.DataFrame) -> pd.Series:

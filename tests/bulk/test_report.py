@@ -1,152 +1,58 @@
-"""Reports: every record of every run in one table, honest intervals, files that are whole."""
+"""What reports compute: honest intervals, claims, conditions, figures."""
 
 import itertools
-import random
-import re
-import time
-from pathlib import Path
+import json
 
-import nbformat
 import numpy as np
-import pandas as pd
 import pytest
-from bulk_hands import forking, in_a_fork, kdlab, keep, notebook_at
+from bulk_hands import keep
+from report_hands import keep_twelve, tell
 from scipy import stats
 
 from kdlab import plots
-from kdlab.cli import parameters, report, running, runs
-from kdlab.cli.gathering import gather, parameter_names
-
-FILES = [f"report.{ending}" for ending in ("parquet", "csv", "html", "ipynb")]
-
-
-@pytest.fixture
-def no_kernel(monkeypatch):
-    """The notebook of a report is not executed, only copied."""
-
-    def stand_in(lesson, output, values, **options):
-        output.write_bytes(lesson.read_bytes())
-
-    monkeypatch.setattr(running, "run_lesson", stand_in)
+from kdlab.cli import report
+from kdlab.cli.gathering import gather
 
 
 @pytest.fixture
 def kept(tmp_path):
-    """Two temperatures × two weights × three seeds; one run failed after its first record."""
-    out = tmp_path / "runs"
-    for t in (1.0, 4.0):
-        for alpha in (0.5, 0.9):
-            for seed in range(3):
-                values = {"temperature": t, "alpha": alpha, "seed": seed}
-                records = [
-                    {"name": "accuracy", "value": t / 10 + alpha + seed / 100},
-                    {"name": "counts", "before": seed, "after": 7},
-                ]
-                if (t, alpha, seed) == (4.0, 0.9, 2):
-                    error = {"status": runs.FAILED, "reason": "MemoryError: <b>no & room</b>"}
-                    keep(out, values, records[:1], **error)
-                else:
-                    keep(out, values, records)
-    return out
+    return keep_twelve(tmp_path / "runs")
 
 
-def test_one_row_for_each_run_and_record(kept):
-    table = gather(kept)
-    assert list(table.columns) == [
-        "lesson", "run", "status", "seconds", "error",
-        "seed", "temperature", "alpha",
-        "record", "row", "value", "after", "before",
-    ]  # fmt: skip
-    assert parameter_names(table) == ["seed", "temperature", "alpha"]
-    assert len(table) == 12 * 2 - 1 and table["run"].nunique() == 12
-    assert table["seed"].dtype == "int64" and table["temperature"].dtype == float
-    one = table[(table["alpha"] == 0.9) & (table["seed"] == 1) & (table["temperature"] == 4.0)]
-    assert one["record"].tolist() == ["accuracy", "counts"]
-    assert one["value"].tolist() == pytest.approx([1.31, float("nan")], nan_ok=True)
-    assert one["after"].tolist()[1] == 7 and one["before"].tolist()[1] == 1
-    (failed,) = table[table["status"] == "failed"].to_dict("records")
-    assert failed["error"] == "MemoryError: <b>no & room</b>" and failed["record"] == "accuracy"
-    assert table[table["status"] == "done"]["error"].isna().all()
+def test_a_claim_stated_twice_in_a_run_holds_if_both_do(tmp_path):
+    run = keep(tmp_path, {"temperature": 1.0})
+    tell(run.folder / "tiny.json", {}, {"it learns": True})
+    told = json.loads((run.folder / "tiny.json").read_text())
+    told["claims"] += [told["claims"][0] | {"holds": False}]
+    (run.folder / "tiny.json").write_text(json.dumps(told))
+    assert report.claims(gather(tmp_path))[["held", "runs"]].to_numpy().tolist() == [[0, 1]]
 
 
-def test_records_of_every_shape(tmp_path):
-    rows = [{"setting": "kd", "seed": 5, "loss": 0.25}, {"setting": "ce", "seed": 6, "loss": None}]
-    run = keep(
-        tmp_path,
-        {"hidden": [8, 4], "limit": None, "shuffle": True},
-        [
-            {"name": "again", "value": 1},
-            {"name": "again", "value": 2},
-            {"name": "methods", "value": rows},
-            {"name": "nested", "value": {"a": 1, "b": [1, 2]}, "text": "x"},
-            {"name": "flag", "value": True},
-        ],
-    )
-    keep(tmp_path, {"hidden": [8], "limit": 5, "shuffle": False})
+def test_conditions_are_told_and_versions_that_differ(tmp_path):
+    for seed in (0, 1):
+        started = {"started": 1_700_000_000.5 + 3600 * seed, "threads": 7, "kdlab": "0.1"}
+        values = {"temperature": 1.0, "seed": seed, "alpha": 0.5}
+        run = keep(tmp_path, values, source="abc", **started)
+        tell(run.folder / "tiny.json", values, {})
     table = gather(tmp_path)
-    one = table[table["run"] == run.name].set_index(["record", "row"])
-    assert list(one.index) == [
-        ("again", 0), ("methods", 0), ("methods", 1), ("nested", 0), ("flag", 0),
-    ]  # fmt: skip
-    assert one.loc[("methods", 0), ["setting", "record_seed", "loss"]].tolist() == ["kd", 5, 0.25]
-    assert (one["seed"] == 0).all(), "the run's seed stays what it is"
-    assert np.isnan(one.loc[("methods", 1), "loss"])
-    assert one.loc[("nested", 0), ["value.a", "value.b", "text"]].tolist() == [1, "[1, 2]", "x"]
-    assert one.loc[("again", 0), "value"] == "2" and one.loc[("flag", 0), "value"] == "true"
-    assert one["hidden"].unique().tolist() == ["[8, 4]"] and one["shuffle"].all()
-    empty = table[table["run"] != run.name]
-    assert len(empty) == 1 and empty["record"].isna().all() and empty["limit"].tolist() == [5]
-    for read, name in [(pd.read_csv, "t.csv"), (pd.read_parquet, "t.parquet")]:
-        path = tmp_path / name
-        (table.to_csv if read is pd.read_csv else table.to_parquet)(path, index=False)
-        again = read(path)
-        assert list(again.columns) == list(table.columns)
-        assert again["hidden"].tolist() == table["hidden"].tolist()
-
-
-def executed(path, values, exception=False, duration=3.5, **metadata):
-    notebook_at(path, "pass")
-    notebook = nbformat.read(path, 4)
-    about = {"parameters": values, "exception": exception, "duration": duration}
-    notebook.metadata |= {"papermill": about, **metadata}
-    if exception:
-        error = nbformat.v4.new_output("error", ename="KeyError", evalue="'x'", traceback=[])
-        notebook.cells[2].outputs = [error]
-    nbformat.write(notebook, path)
-
-
-def test_runs_of_kdlab_run_are_gathered_and_nothing_else(tmp_path):
-    for name in ("a", "b", "c", ".work", ".ipynb_checkpoints"):
-        (tmp_path / name).mkdir()
-    executed(tmp_path / "a" / "one.ipynb", {"temperature": 2})
-    executed(tmp_path / "b" / "two.ipynb", {}, exception=True)
-    executed(tmp_path / "c" / "cut.ipynb", {}, exception=None, duration=None)
-    (tmp_path / "a" / "run.json").write_text('{"lesson": "run"}')  # of a lesson called so
-    executed(tmp_path / ".work" / "one.ipynb", {})
-    executed(tmp_path / ".ipynb_checkpoints" / "one.ipynb", {})
-    executed(tmp_path / "report.ipynb", {}, kdlab_report=True)
-    notebook_at(tmp_path / "never_run.ipynb")
-    (tmp_path / "broken.ipynb").write_text("{")
-    table = gather(tmp_path).set_index("run")
-    assert sorted(table.index) == ["a/one.ipynb", "b/two.ipynb", "c/cut.ipynb"]
-    assert table.loc["a/one.ipynb", ["lesson", "status", "seconds"]].tolist() == [
-        "one",
-        "done",
-        3.5,
-    ]
-    assert (
-        table["temperature"].sort_index().tolist() == [2, 4, 4]
-        and (table["dataset"] == "glyphs").all()
-    )
-    assert table.loc["b/two.ipynb", "error"] == "KeyError: 'x'"
-    assert table.loc["c/cut.ipynb", "error"] == "it came to no end"
-
-
-def test_a_damaged_notebook_is_a_failed_run(tmp_path):
-    run = keep(tmp_path, {"temperature": 1.0}, [{"name": "accuracy", "value": 1}])
-    (run.folder / "tiny.ipynb").write_text('{"cells": [')
-    (row,) = gather(tmp_path).to_dict("records")
-    assert row["status"] == "failed" and "is not a Jupyter notebook" in row["error"]
+    told = report.conditions(table).set_index("what")
+    assert told["value"].to_dict() == {
+        "tiny: all runs": "temperature=1, alpha=0.5",
+        "tiny: notebook": "abc",
+        "kdlab": "0.1",
+        "torch": "2.9",
+        "machine": "abacus, cpu",
+        "threads": "2",
+        "started": "2023-11-14T22:13:20Z to 2023-11-14T23:13:20Z",
+    }
+    assert set(told["warning"]) == {""}
+    for name in ("source", "kdlab", "torch"):
+        other = table.assign(**{name: ["abc", "other"]})
+        warned = report.conditions(other).set_index("what")["warning"]
+        what = "tiny: notebook" if name == "source" else name
+        assert warned[warned != ""].to_dict() == {what: "the runs are of 2 versions"}
+    bare = keep(tmp_path / "bare", {"temperature": 2.0})
+    assert report.conditions(gather(bare.out))["value"].tolist()[1:] == ["not known"] * 6
 
 
 def test_a_seed_that_came_twice_counts_once(tmp_path):
@@ -299,114 +205,3 @@ def test_more_settings_than_anybody_can_read_make_no_figure(tmp_path):
     keep_settings(tmp_path, [f"layer {n}" for n in range(73)], temperature=[1, 2])
     assert list(report.figures(gather(tmp_path))) == []
     assert len(report.summary(gather(tmp_path))) == 146
-
-
-def test_four_files_that_need_no_network(kept, no_kernel):
-    code, told = kdlab("report", kept)
-    assert code == 0 and "12 runs (1 failed), 23 rows" in told
-    table = gather(kept)
-    pd.testing.assert_frame_equal(pd.read_parquet(kept / "report.parquet"), table)
-    from_csv = pd.read_csv(kept / "report.csv")
-    assert from_csv["value"].tolist() == pytest.approx(table["value"].tolist(), nan_ok=True)
-    page = (kept / "report.html").read_text()
-    assert not re.search(r"https?:|<script|<link|@import", page)
-    assert page.count("data:image/png;base64,") == 2 * 2 == page.count("<figure>")
-    assert "prefers-color-scheme: dark" in page and "12 runs of tiny, 1 failed" in page
-    assert "MemoryError: &lt;b&gt;no &amp; room&lt;/b&gt;" in page and "<b>" not in page
-    links = re.findall(r'href="(.*?)"', page)
-    assert len(links) == 12 and all((kept / link).is_file() for link in links)
-    assert [p.name for p in kept.glob(".*") if p.name not in (".report.lock", ".work")] == []
-
-
-def test_the_files_may_lie_elsewhere(kept, no_kernel, tmp_path):
-    there = tmp_path / "a b" / "c"
-    assert kdlab("report", kept, "-o", there, "-m", "before")[0] == 0
-    assert sorted(p.name for p in there.iterdir() if p.name[0] != ".") == sorted(FILES)
-    page = (there / "report.html").read_text()
-    assert page.count("<figure>") == 2 and "Counts: before over alpha" in page
-    links = re.findall(r'href="(.*?)"', page)
-    assert links and all(link.startswith("../") for link in links)
-    assert all((there / link).resolve().is_file() for link in links)
-    source = nbformat.read(there / "report.ipynb", 4).cells[1].source
-    assert "runs: str = '../../runs'" in source and "= ['before']" in source
-
-
-def test_what_cannot_be_reported_is_said(kept, no_kernel, tmp_path):
-    (tmp_path / "empty").mkdir()
-    for words, complaint in [
-        ([tmp_path / "empty"], "no run in"),
-        ([tmp_path / "nowhere"], "no run in"),
-        ([kept, "-m", "lass"], "unknown metric 'lass'"),
-        ([kept, "-o", kept / "report"], "exists"),
-    ]:
-        (kept / "report").write_text("in the way")
-        code, told = kdlab("report", *words)
-        assert code == 1 and complaint in told, told
-    assert not any((kept / name).exists() for name in FILES)
-
-
-def test_runs_that_all_failed_make_a_report_too(tmp_path, no_kernel):
-    for seed in range(2):
-        keep(tmp_path, {"seed": seed}, status=runs.FAILED, reason="no")
-    assert kdlab("report", tmp_path)[0] == 0
-    assert "nothing was recorded" in (tmp_path / "report.html").read_text()
-
-
-def whole(folder):
-    """Every file of a report that is there can be read."""
-    reads = (pd.read_parquet, pd.read_csv, Path.read_text, lambda p: nbformat.read(p, 4))
-    there = [path for name in FILES if (path := folder / name).exists()]
-    for path in there:
-        read = reads[FILES.index(path.name)]
-        assert len(read(path))
-    return len(there)
-
-
-@forking
-def test_killed_at_any_moment_the_next_report_is_right(kept, no_kernel, monkeypatch):
-    dice, kills = random.Random(0), 0
-    steps = ["to_parquet", "to_csv"]
-    for name in steps:  # long enough to be met
-        slow = getattr(pd.DataFrame, name)
-
-        def half(self, path, *rest, slow=slow, **options):
-            Path(path).write_text("half")
-            time.sleep(0.4)
-            slow(self, path, *rest, **options)
-
-        monkeypatch.setattr(pd.DataFrame, name, half)
-    for _ in range(4):
-        process = in_a_fork("report", kept)
-        process.join(0.1 + 0.9 * dice.random())
-        kills += process.is_alive()
-        process.kill()
-        process.join()
-        whole(kept)
-    assert kills, "it was always done before the kill"
-    (kept / ".report.csv.abc.part").write_text("half")
-    assert kdlab("report", kept)[0] == 0
-    assert whole(kept) == 4 and not list(kept.glob(".*.part"))
-    pd.testing.assert_frame_equal(pd.read_parquet(kept / "report.parquet"), gather(kept))
-
-
-def test_the_notebook_is_run_and_has_parameters(kept):
-    code, told = kdlab("report", kept)
-    assert code == 0, told
-    notebook = nbformat.read(kept / "report.ipynb", 4)
-    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
-    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
-    assert any("12 runs, 1 failed; swept: temperature, alpha." in str(o) for o in outputs)
-    assert gather(kept)["run"].nunique() == 12, "the report's own notebook is no run"
-    declared = parameters.read(notebook)
-    assert [p.default for p in declared.values()] == [".", []]
-    assert parameters.accept(declared, {"metrics": '["after"]'}) == {"metrics": ["after"]}
-
-
-def test_without_a_notebook_the_other_files_are_there(kept, monkeypatch):
-    def broken(*arguments, **options):
-        raise running.LessonFailed("the kernel died", "the kernel died")
-
-    monkeypatch.setattr(running, "run_lesson", broken)
-    code, told = kdlab("report", kept)
-    assert code == 1 and "the kernel died" in told and whole(kept) == 3
