@@ -16,7 +16,7 @@ COSTS, SHARES = (1.0, 2.0, 4.0), (0.5, 0.3, 0.2)  # of three exits, and who leav
 _PROBES = torch.Generator().manual_seed(4)
 _QUERY, _KEY = (torch.randn(3, 2, 5, 4, generator=_PROBES) for _ in range(2))
 _ROWS = torch.rand(3, 5, generator=_PROBES) * torch.tensor([[1.0], [6.0], [2.0]])
-_MASK = torch.arange(5) < torch.tensor([[5], [2], [3]])
+_MASK = torch.arange(5) < torch.tensor([[4], [2], [3]])  # padding in each: no row is all -inf
 
 
 def _scores(query: Tensor, key: Tensor) -> Tensor:
@@ -42,6 +42,10 @@ def _scaled_by_size(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
 
 def _reads_padding(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     return _scores(query, key).softmax(-1)
+
+
+def _hides_tokens(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    return _only(~mask, _scores(query, key)).softmax(-1)
 
 
 def _masked_too_late(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
@@ -104,6 +108,7 @@ EXERCISES = [
                 (_not_scaled, "divide the scores by the root of the size of a head"),
                 (_scaled_by_size, "divide by the root of the size of a head, not by the size"),
                 (_reads_padding, "padding is read, too: it must get a weight of 0"),
+                (_hides_tokens, "this hides the tokens and reads the padding: turn the mask round"),
                 (_masked_too_late, "the rows no longer sum to 1: take padding out of the scores"),
                 (_masked_scores_are_zero, "a score of 0 is an ordinary score: exp(0) is 1"),
                 (_over_queries, OVER_KEYS),
@@ -153,7 +158,7 @@ EXERCISES = [
         "mean cost",
         number(sum(c * s for c, s in zip(COSTS, SHARES, strict=True)), tolerance=1e-6, close=0.05),
         (
-            "Who leaves at an exit has paid what it costs to get there.",
+            "The cost of an exit is all that a text has paid when it leaves there.",
             "Weigh the cost of each exit with the share that leaves there.",
             "The sum of cost times share over the three exits.",
         ),

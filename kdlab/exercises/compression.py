@@ -48,6 +48,26 @@ def _not_rounded(x: Tensor, bits: int) -> Tensor:
     return x / scale + (-x.min() / scale).round()
 
 
+def _zero_not_rounded(x: Tensor, bits: int) -> Tensor:
+    scale = (x.max() - x.min()) / (2**bits - 1)
+    return (x / scale).round() - x.min() / scale
+
+
+def _floor(x: Tensor, bits: int) -> Tensor:
+    scale = (x.max() - x.min()) / (2**bits - 1)
+    return (x / scale).floor() + (-x.min() / scale).round()
+
+
+def _both_floor(x: Tensor, bits: int) -> Tensor:
+    scale = (x.max() - x.min()) / (2**bits - 1)
+    return (x / scale).floor() + (-x.min() / scale).floor()
+
+
+def _other_sign(x: Tensor, bits: int) -> Tensor:
+    scale = (x.max() - x.min()) / (2**bits - 1)
+    return (x / scale).round() - (-x.min() / scale).round()
+
+
 def _one_level_more(x: Tensor, bits: int) -> Tensor:
     scale = (x.max() - x.min()) / 2**bits
     return (x / scale).round() + (-x.min() / scale).round()
@@ -103,6 +123,10 @@ EXERCISES = [
                 (_no_zero_point, "what is below 0 has no place there: add the zero point z"),
                 (_zero_between, "a 0 must be a whole number exactly: round z by itself"),
                 (_not_rounded, "these are no whole numbers yet: round x / s"),
+                (_zero_not_rounded, "the zero point is a whole number, too: round z"),
+                (_floor, "x / s goes to the nearest whole number, not to the one below"),
+                (_both_floor, "round to the nearest whole number, not to the one below"),
+                (_other_sign, "z has the wrong sign: the smallest x gets the number 0"),
                 (_one_level_more, "2^bits levels have 2^bits − 1 steps between them"),
                 (_symmetric, "this is symmetric about 0: use the whole range from min to max"),
             ],

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from kdlab.exercises import Exercise, choice, function, number
+from kdlab.exercises import Check, Exercise, Verdict, choice, function, number
 from kdlab.losses import mixture_loss
 
 OPEN = 0.7  # of the random gate in exercise 2
@@ -24,8 +28,42 @@ _LIKELIHOODS = _GUESSES.log_softmax(dim=0)
 _SOFT, _HALF = torch.rand(6, generator=_PROBES), torch.tensor([1.0, 0.0] * 3)
 
 
+def detached(
+    check: Check, reference: Callable[..., Tensor], probe: tuple[Tensor, Tensor], hint: str
+) -> Check:
+    """Return ``check``, for which a right answer is close if it teaches its second argument, too.
+
+    Args:
+        check: of a function with two arguments, made by ``function`` with this ``reference``.
+        reference: the package's function, for a stand-in.
+        probe: two arguments, at which a gradient into the second would not be 0.
+        hint: what to say to who lets it flow.
+    """
+    return partial(_detached, check=check, reference=reference, probe=probe, hint=hint)
+
+
+def _detached(
+    answer: Any,
+    *,
+    check: Check,
+    reference: Callable[..., Tensor],
+    probe: tuple[Tensor, Tensor],
+    hint: str,
+) -> Verdict:
+    """Judge a function as ``detached`` says."""
+    verdict = check(answer)
+    if verdict.status != "right":
+        return verdict
+    first, second = (x.clone().requires_grad_() for x in probe)
+    with torch.enable_grad():
+        value = answer(first * 1, second * 1)
+    (gradient,) = torch.autograd.grad(value.sum(), second, allow_unused=True)
+    flows = gradient is not None and bool(gradient.any())
+    return Verdict("close", hint) if flows else verdict
+
+
 def _gated_mean(values: Tensor, gate: Tensor) -> Tensor:
-    return (gate * values).mean()
+    return (gate.detach() * values).mean()
 
 
 def _mean_of_open(values: Tensor, gate: Tensor) -> Tensor:
@@ -56,6 +94,10 @@ def _softmax_over_samples(scores: Tensor, log_p: Tensor) -> Tensor:
     return -(scores.log_softmax(dim=0) + log_p).logsumexp(dim=-1).mean()
 
 
+def _sum_over_samples(scores: Tensor, log_p: Tensor) -> Tensor:
+    return mixture_loss(scores, log_p) * len(scores)
+
+
 def _no_minus(scores: Tensor, log_p: Tensor) -> Tensor:
     return -mixture_loss(scores, log_p)
 
@@ -63,25 +105,35 @@ def _no_minus(scores: Tensor, log_p: Tensor) -> Tensor:
 EXERCISES = [
     Exercise(
         "gated mean",
-        function(
+        detached(
+            function(
+                _gated_mean,
+                [(_VALUES, _SOFT), (_VALUES, _HALF)],
+                diagnoses=[
+                    (_mean_of_open, "divide by the size of the batch, not by what is open"),
+                    (_sum, "it is B times too large: average over the batch"),
+                    (_mean_times_mean, "each sample has a weight of its own: weigh, then average"),
+                    (_no_mean, "one number is wanted: the mean over the batch"),
+                ],
+            ),
             _gated_mean,
-            [(_VALUES, _SOFT), (_VALUES, _HALF)],
-            diagnoses=[
-                (_mean_of_open, "divide by the size of the batch, not by what is open"),
-                (_sum, "it is B times too large: average over the batch"),
-                (_mean_times_mean, "each sample has a weight of its own: weigh, then average"),
-                (_no_mean, "one number is wanted: the mean over the batch"),
-            ],
+            (_VALUES, _SOFT),
+            "right value, but the gate is not detached: it would learn to close",
         ),
         (
             "Weigh each sample's value, then take the mean over the batch.",
             "With a closed gate the result is 0. What would a division by the sum of it give?",
-            "The mean of the product of gate and values.",
+            "The mean of the product of gate.detach() and values.",
         ),
     ),
     Exercise(
         "what a random gate catches",
-        number(1 - OPEN, tolerance=0.005, close=0.06),
+        number(
+            1 - OPEN,
+            tolerance=0.005,
+            close=0.06,
+            diagnoses={OPEN: "that is what it lets through"},
+        ),
         (
             "Such a gate knows nothing: it treats mistakes as it treats all other answers.",
             "How much does it hold back of any group of samples?",
@@ -106,6 +158,7 @@ EXERCISES = [
                 (_sum_outside_the_log, "add the probabilities up first, then take the logarithm"),
                 (_no_softmax, "scores are no weights yet: softmax makes them add up to one"),
                 (_softmax_over_samples, "each image has its own weights: softmax over teachers"),
+                (_sum_over_samples, "it is B times too large: average over the batch"),
                 (_no_minus, "a likelihood shall grow and a loss shall fall: change the sign"),
             ],
         ),

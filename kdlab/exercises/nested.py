@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdlab.exercises import Exercise, choice, function, number
+from kdlab.exercises.gates import detached
 from kdlab.losses import soft_target_loss
 
 CHANNELS, SHARE = 24, 0.3  # of the layer in exercise 2
@@ -98,15 +99,23 @@ EXERCISES = [
     ),
     Exercise(
         "in-place distillation",
-        function(
+        detached(
+            function(
+                _in_place,
+                [(_NARROW, _WIDEST), (_NARROW * 3, _WIDEST), (_WIDEST, _WIDEST)],
+                diagnoses=[
+                    (_swapped, "the widest teaches: its probabilities come first in KL(p || q)"),
+                    (_mean_over_all, "add up over the classes, then take the mean over the images"),
+                    (_sum, "take the mean over the images, not their sum"),
+                    (
+                        _cross_entropy,
+                        "it should be 0 where both agree: subtract the widest's entropy",
+                    ),
+                ],
+            ),
             _in_place,
-            [(_NARROW, _WIDEST), (_NARROW * 3, _WIDEST), (_WIDEST, _WIDEST)],
-            diagnoses=[
-                (_swapped, "the widest teaches: its probabilities come first in KL(p || q)"),
-                (_mean_over_all, "add up over the classes, then take the mean over the images"),
-                (_sum, "take the mean over the images, not their sum"),
-                (_cross_entropy, "it should be 0 where both agree: subtract the widest's entropy"),
-            ],
+            (_NARROW, _WIDEST),
+            "right value, but the widest bends towards its students",
         ),
         (
             "It is the loss of lesson 01 at T = 1, without labels; the widest is the teacher.",

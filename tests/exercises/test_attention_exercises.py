@@ -39,6 +39,11 @@ def test_right_attention_passes(answer):
         (lambda q, k, m: attention(q * q.shape[-1] ** 0.5, k, m), "root of the size"),
         (lambda q, k, m: attention(q / q.shape[-1] ** 0.5, k, m), "not by the size"),
         (lambda q, k, m: scores(q, k).softmax(-1), "padding is read"),
+        (lambda q, k, m: attention(q, k, ~m), "hides the tokens"),
+        (
+            lambda q, k, m: scores(q, k).masked_fill(m[:, None, None], -1e9).softmax(-1),
+            "hides the tokens",
+        ),
         (lambda q, k, m: scores(q, k).softmax(-1) * m[:, None, None], "no longer sum to 1"),
         (lambda q, k, m: (scores(q, k) * m[:, None, None]).softmax(-1), "exp(0) is 1"),
         (lambda q, k, m: attention(k, q, m).mT, "last axis"),
@@ -92,8 +97,8 @@ def test_the_probes_tell_all_mistakes_apart(name):
     functions = {
         "attention": (
             [module._attention, module._not_scaled, module._scaled_by_size, module._reads_padding,
-             module._masked_too_late, module._masked_scores_are_zero, module._over_queries,
-             module._masked_over_queries, module._rows_too],
+             module._hides_tokens, module._masked_too_late, module._masked_scores_are_zero,
+             module._over_queries, module._masked_over_queries, module._rows_too],
             (module._QUERY, module._KEY, module._MASK),
         ),
         "mean over tokens": (

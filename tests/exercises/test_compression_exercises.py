@@ -50,6 +50,22 @@ def test_right_whole_numbers_pass_with_or_without_gradients(answer):
         (lambda x, b: (x / scale_of(x, b)).round(), "wrong", "add the zero point"),
         (lambda x, b: ((x - x.min()) / scale_of(x, b)).round(), "wrong", "round z by itself"),
         (lambda x, b: x / scale_of(x, b) + (-x.min() / scale_of(x, b)).round(), "wrong", "x / s"),
+        (lambda x, b: (x / scale_of(x, b)).round() - x.min() / scale_of(x, b), "wrong", "round z"),
+        (
+            lambda x, b: (x / scale_of(x, b)).floor() + (-x.min() / scale_of(x, b)).round(),
+            "wrong",
+            "x / s goes to the nearest",
+        ),
+        (
+            lambda x, b: (x / scale_of(x, b)).floor() + (-x.min() / scale_of(x, b)).floor(),
+            "wrong",
+            "round to the nearest",
+        ),
+        (
+            lambda x, b: (x / scale_of(x, b)).round() + (x.min() / scale_of(x, b)).round(),
+            "wrong",
+            "wrong sign",
+        ),
         (lambda x, b: codes(x, b) * 0, "wrong", "differs"),
         (lambda x, b: codes(x, b).flatten(), "wrong", "shape"),
         (lambda x, b: ..., "not yet", "not yet"),

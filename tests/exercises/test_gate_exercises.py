@@ -14,11 +14,11 @@ def verdict(name, answer):
 def in_a_loop(values, gate):
     total = 0.0
     for value, weight in zip(values, gate, strict=True):
-        total = total + value * weight
+        total = total + value * weight.item()
     return total / len(values)
 
 
-@pytest.mark.parametrize("answer", [lambda v, g: (v * g).mean(), in_a_loop])
+@pytest.mark.parametrize("answer", [lambda v, g: (v * g.detach()).mean(), in_a_loop])
 def test_a_right_gated_mean_passes(answer):
     assert verdict("gated mean", answer).status == "right"
 
@@ -30,6 +30,7 @@ def test_a_right_gated_mean_passes(answer):
         (lambda v, g: (v * g).sum(), "wrong", "B times too large"),
         (lambda v, g: v.mean() * g.mean(), "wrong", "weight of its own"),
         (lambda v, g: v * g, "wrong", "one number"),
+        (lambda v, g: (v * g).mean(), "close", "not detached"),
         (lambda v, g: (v.detach() * g).mean(), "close", "no gradient"),
         (lambda v, g: (v * (1 - g)).mean(), "wrong", "differs"),
         (lambda v, g: ..., "not yet", "not yet"),
@@ -47,6 +48,10 @@ def test_a_mistaken_gated_mean_is_told_what_it_is(answer, status, said):
 )
 def test_what_a_random_gate_catches(answer, status):
     assert verdict("what a random gate catches", answer).status == status
+
+
+def test_the_open_share_is_told_what_it_is():
+    assert "lets through" in verdict("what a random gate catches", 0.7).message
 
 
 def test_a_random_gate_really_catches_that_share():
@@ -95,7 +100,8 @@ def test_a_right_mixture_passes(answer):
         (lambda s, p: -(s + p).logsumexp(-1).mean(), "wrong", "softmax makes"),
         (lambda s, p: -(s.log_softmax(0) + p).logsumexp(-1).mean(), "wrong", "over teachers"),
         (lambda s, p: -mixture(s, p), "wrong", "change the sign"),
-        (lambda s, p: mixture(s, p) * len(s), "wrong", "differs"),
+        (lambda s, p: mixture(s, p) * len(s), "wrong", "B times too large"),
+        (lambda s, p: mixture(s, p) + 1, "wrong", "differs"),
         (lambda s, p: -(s.softmax(-1) * p.exp()).sum(-1).log(), "wrong", "shape (5,)"),
         (lambda s, p: mixture(s.detach(), p), "close", "no gradient"),
         (lambda s, p: ..., "not yet", "not yet"),

@@ -19,8 +19,18 @@ def cut(weight, width):
     return weight[:rows, :columns]
 
 
+def bending(narrow, widest):
+    p = widest.softmax(-1)
+    return (p * (p.log() - narrow.log_softmax(-1))).sum(-1).mean()
+
+
 def place(narrow, widest):
-    p = widest.detach().softmax(-1)
+    return bending(narrow, widest.detach())
+
+
+def place_without_detach(narrow, widest):
+    with torch.no_grad():
+        p = widest.softmax(-1)
     return (p * (p.log() - narrow.log_softmax(-1))).sum(-1).mean()
 
 
@@ -52,6 +62,9 @@ def test_the_narrow_layer_is_the_one_that_nested_uses():
     ("answer", "status", "said"),
     [
         (place, "right", ""),
+        (place_without_detach, "right", ""),
+        (bending, "close", "the widest bends towards its students"),
+        (lambda a, b: bending(a.detach(), b), "close", "no gradient"),
         (lambda a, b: place(b, a), "wrong", "the widest teaches"),
         (lambda a, b: place(a, b) / a.shape[-1], "wrong", "add up over the classes"),
         (lambda a, b: place(a, b) * len(a), "wrong", "not their sum"),
