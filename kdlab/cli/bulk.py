@@ -109,7 +109,15 @@ def report(
     ] = None,
     metrics: Annotated[
         list[str] | None,
-        typer.Option("--metric", "-m", help="Only this column or record. Repeat it."),
+        typer.Option(
+            "--metric",
+            "-m",
+            help="Only this column or record in figures and summary; the table has all. Repeat it.",
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Write each figure as .svg and .pdf into this folder as well."),
     ] = None,
     mlflow: Annotated[
         Path | None, typer.Option(help="Put the runs into this MLflow folder as well.")
@@ -123,17 +131,18 @@ def report(
 
     table = gather(runs)
     try:
-        paths = report_files.write(table, output or runs, runs, metrics)
+        paths = report_files.write(table, output or runs, runs, metrics, figures)
         if mlflow is not None:
             from kdlab.cli.tracking import track
 
             new = track(table, runs, mlflow)
-            cli.console.print(f"{mlflow}: {new} runs are new or have changed")
+            cli.console.print(f"{mlflow}: {counted(new, 'run')} new or changed")
     except (LessonFailed, OSError) as error:
         cli.complain(error)
         raise typer.Exit(1) from None
     ends = table.drop_duplicates("run")["status"]
-    counts = f"{len(ends)} runs ({(ends == 'failed').sum()} failed), {len(table)} rows"
+    failed = f"({(ends == 'failed').sum()} failed)"
+    counts = f"{counted(len(ends), 'run')} {failed}, {counted(len(table), 'row')}"
     cli.console.print(f"{counts}: {', '.join(map(str, paths))}")
 
 

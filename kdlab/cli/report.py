@@ -140,18 +140,28 @@ def summary(table: pd.DataFrame, metrics: list[str] | None = None) -> pd.DataFra
     """
     import pandas as pd
 
+    parts = [summary_of(m, table) for m in measures(table, metrics)]
+    columns = ["lesson", "record", "metric", "setting", "mean", "low", "high", "n", "counted"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def summary_of(measure: Measure, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the lines of one measure, as ``summary`` does."""
+    import pandas as pd
+
     from kdlab.metrics import mean_interval
 
+    m = measure
+    columns = [*m.keys, *swept(m.rows)]
+    means = per_unit(m, columns)
     lines = []
-    for m in measures(table, metrics):
-        columns = [*m.keys, *swept(m.rows)]
-        means = per_unit(m, columns)
-        for setting, group in means.groupby(named(means, columns, table), sort=False):
-            i = mean_interval(group[m.metric])
-            numbers = (i.mean, i.low, i.high, i.n)
-            lines.append((m.lesson, m.record, m.metric, setting, *numbers, f"{m.counts}s"))
-    columns = ["lesson", "record", "metric", "setting", "mean", "low", "high", "n", "counted"]
-    return pd.DataFrame(lines, columns=columns)
+    for setting, group in means.groupby(named(means, columns, table), sort=False):
+        i = mean_interval(group[m.metric])
+        lines.append((setting, i.mean, i.low, i.high, i.n))
+    frame = pd.DataFrame(lines, columns=["setting", "mean", "low", "high", "n"])
+    for place, name in enumerate(("lesson", "record", "metric")):
+        frame.insert(place, name, getattr(m, name))
+    return frame.assign(counted=f"{m.counts}s")
 
 
 def claims(table: pd.DataFrame) -> pd.DataFrame:
@@ -244,11 +254,11 @@ def figures(table: pd.DataFrame, metrics: list[str] | None = None) -> Iterator[A
         metrics: as in ``measures``.
     """
     for m in measures(table, metrics):
-        yield from figures_of(m, table)
+        yield from (figure for _, figure in figures_of(m, table))
 
 
-def figures_of(measure: Measure, table: pd.DataFrame) -> Iterator[Any]:
-    """Yield the figures of one measure, as ``figures`` does."""
+def figures_of(measure: Measure, table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
+    """Yield (parameter, figure) of one measure, as ``figures`` does."""
     from kdlab import plots
 
     m = measure
@@ -265,7 +275,7 @@ def figures_of(measure: Measure, table: pd.DataFrame) -> Iterator[Any]:
             each = math.ceil(len(order) / math.ceil(len(order) / LINES))
             means["panel"] = means["line"].map(order) // each
         label = m.record if m.metric == "value" else f"{m.record}: {m.metric}"
-        yield plots.swept_points(
+        figure = plots.swept_points(
             means,
             m.metric,
             x=x,
@@ -274,6 +284,7 @@ def figures_of(measure: Measure, table: pd.DataFrame) -> Iterator[Any]:
             label=label.replace("_", " "),
             title=f"Averaged over {', '.join(others)}." if others else None,
         )
+        yield x, figure
 
 
 def _unit(rows: pd.DataFrame, metric: str, setting: list[str]) -> str:

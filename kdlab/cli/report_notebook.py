@@ -42,6 +42,15 @@ swept = ", ".join(report.swept(table)) or "nothing"
 Markdown(f"{len(runs_seen)} runs, {len(failed)} failed; swept: {swept}.")""",
     ),
     ("code", 'failed[["run", *report.swept(table), "error"]]'),
+    ("code", "report.conditions(table)"),
+    (
+        "markdown",
+        """\
+## Claims
+
+What the lessons found with their own parameters, and in how many of these runs it held.""",
+    ),
+    ("code", "report.claims(table)"),
     (
         "markdown",
         """\

@@ -18,7 +18,7 @@ from kdlab.words import short
 WIDE = 20  # largest : smallest value, from which on the axis is logarithmic
 DODGE, DODGE_TEXTS = 0.03, 0.15  # to each side, of the distance between neighbours
 NEAREST = 0.07  # two labels of an axis, of its length
-LETTERS, HANDLE = 75, 8  # of a legend: in one row, and as wide as what stands for a line
+LETTERS, HANDLE = 76, 6  # of a legend: in one row, and as wide as what stands for a line
 
 
 @styled

@@ -28,6 +28,15 @@ def test_a_claim_stated_twice_in_a_run_holds_if_both_do(tmp_path):
     assert report.claims(gather(tmp_path))[["held", "runs"]].to_numpy().tolist() == [[0, 1]]
 
 
+def test_a_record_of_a_lesson_may_be_called_claims(tmp_path):
+    run = keep(
+        tmp_path, {"temperature": 1.0}, [{"name": "claims", "value": [{"how": "kd", "n1": 2}]}]
+    )
+    tell(run.folder / "tiny.json", {}, {"it learns": True})
+    (measure,) = report.measures(gather(tmp_path))
+    assert (measure.record, measure.metric, measure.keys) == ("claims", "n1", [])
+
+
 def test_conditions_are_told_and_versions_that_differ(tmp_path):
     for seed in (0, 1):
         started = {"started": 1_700_000_000.5 + 3600 * seed, "threads": 7, "kdlab": "0.1"}

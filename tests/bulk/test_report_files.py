@@ -9,9 +9,9 @@ import nbformat
 import pandas as pd
 import pytest
 from bulk_hands import forking, in_a_fork, kdlab, keep
-from report_hands import keep_twelve
+from report_hands import keep_twelve, tell
 
-from kdlab.cli import parameters, running, runs
+from kdlab.cli import parameters, report_files, report_page, running, runs
 from kdlab.cli.gathering import gather
 
 FILES = [f"report.{ending}" for ending in ("parquet", "csv", "html", "ipynb")]
@@ -41,12 +41,91 @@ def test_four_files_that_need_no_network(kept, no_kernel):
     assert from_csv["value"].tolist() == pytest.approx(table["value"].tolist(), nan_ok=True)
     page = (kept / "report.html").read_text()
     assert not re.search(r"https?:|<script|<link|@import", page)
-    assert page.count("data:image/png;base64,") == 2 * 2 == page.count("<figure>")
-    assert "prefers-color-scheme: dark" in page and "12 runs of tiny, 1 failed" in page
+    assert page.count("<svg ") == page.count("</svg>") == 2 * 2 == page.count("<figure>")
+    assert "12 runs of tiny, 1 failed" in page
     assert "MemoryError: &lt;b&gt;no &amp; room&lt;/b&gt;" in page and "<b>" not in page
-    links = re.findall(r'href="(.*?)"', page)
-    assert len(links) == 12 and all((kept / link).is_file() for link in links)
+    links = [link for link in re.findall(r'href="(.*?)"', page) if link[0] != "#"]
+    assert len(links) == 12 + 3 and all((kept / link).is_file() for link in links)
     assert [p.name for p in kept.glob(".*") if p.name not in (".report.lock", ".work")] == []
+
+
+def test_every_name_in_the_page_is_there_once(kept, no_kernel):
+    """Links to headings, and the parts of figures, which are drawn by name."""
+    kdlab("report", kept)
+    page = (kept / "report.html").read_text()
+    names = re.findall(r'\bid="(.*?)"', page)
+    assert len(names) == len(set(names)) > 20
+    used = set(re.findall(r'href="#(.*?)"|url\(#(.*?)\)', page))
+    assert {a or b for a, b in used} <= set(names)
+    contents = re.findall(r'<a href="#(.*?)">(.*?)<', page)
+    assert [words for _, words in contents] == [
+        "Conditions", "Failed", "tiny", "accuracy", "counts", "Runs",
+    ]  # fmt: skip
+    for name, words in contents:
+        assert re.search(rf'<h\d id="{name}">{words}</h\d>', page)
+
+
+def test_figures_take_their_colours_from_the_page(kept, no_kernel):
+    kdlab("report", kept)
+    page = (kept / "report.html").read_text()
+    drawn = "".join(re.findall(r"<svg .*?</svg>", page, re.DOTALL))
+    colours = set(re.findall(r"(?:fill|stroke): (#\w+|currentColor|var\(.*?\)|none)", drawn))
+    assert colours == {"none", "currentColor", "var(--line)", "#0072b2", "#e69f00"}
+    assert ">temperature</text>" in drawn and "prefers-color-scheme: dark" in page
+
+
+def test_accuracy_comes_first_and_the_rest_is_folded_away(tmp_path, no_kernel):
+    for t in (1.0, 2.0):
+        rows = [{"nll": t, "accuracy": t / 2, "same": 3.0}]
+        records = [{"name": "counts", "value": 1}, {"name": "methods", "value": rows}]
+        run = keep(tmp_path, {"temperature": t}, records)
+        tell(run.folder / "tiny.json", {}, {"it learns": t > 1, "it is quick": True})
+    kdlab("report", tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    open_part, folded = page.split("<details>")
+    assert re.findall(r"<h3.*?>(.*?)</h3>", page) == ["Claims", "methods", "counts"]
+    assert re.findall(r"<h4>(.*?)</h4>", open_part) == ["accuracy"]
+    assert "<summary>2 other measures: nll, same</summary>" in folded
+    assert open_part.count("<figure>") == 1 and page.count("<figure>") == 2, "same has none"
+    assert re.search(r"it learns</td><td.*?>1 of 2 runs</td><td>temperature=1", page)
+    assert page.count(">1 run<") == 8, "what n counts stands beside it"
+    kdlab("report", tmp_path, "-m", "same", "-m", "nll")
+    asked = (tmp_path / "report.html").read_text()
+    assert "<details>" not in asked and re.findall(r"<h4>(.*?)</h4>", asked) == ["nll", "same"]
+
+
+def test_warnings_and_conditions_stand_in_the_page(kept, no_kernel):
+    run = keep(kept, {"temperature": 7.0, "alpha": 0.5}, kdlab="0.1", started=1_700_000_000)
+    keep(kept, {"temperature": 8.0, "alpha": 0.5}, kdlab="0.2")
+    tell(run.folder / "tiny.json", {}, {}, name="<abacus>")
+    kdlab("report", kept)
+    page = (kept / "report.html").read_text()
+    assert '0.1, 0.2 <strong class="bad">the runs are of 2 versions</strong>' in page
+    assert "&lt;abacus&gt;, cpu" in page
+    assert '<span class="whole">2023-11-14T22:13:20Z</span>' in page, "a date does not break"
+
+
+def test_figures_for_papers(kept, no_kernel, tmp_path):
+    there = tmp_path / "a" / "figures"
+    assert kdlab("report", kept, "--figures", there)[0] == 0
+    names = [f"tiny--{what}--over_{x}" for what in ("accuracy", "counts--before")
+             for x in ("alpha", "temperature")]  # fmt: skip
+    assert sorted(path.name for path in there.iterdir()) == sorted(
+        f"{name}.{ending}" for name in names for ending in ("pdf", "svg")
+    )
+    first = {path: path.read_bytes() for path in there.iterdir()}
+    assert all(text.startswith((b"%PDF", b"<?xml")) for text in first.values())
+    kdlab("report", kept, "--figures", there)
+    assert first == {path: path.read_bytes() for path in there.iterdir()}, "the same each time"
+
+
+def test_what_is_more_than_a_page_holds_is_said(kept, no_kernel, monkeypatch):
+    monkeypatch.setattr(report_files, "MOST_FIGURES", 3)
+    monkeypatch.setattr(report_page, "MOST_LINES", 11)
+    kdlab("report", kept)
+    page = (kept / "report.html").read_text()
+    assert page.count("<figure>") == 3 and "1 more figure: choose with" in page
+    assert "1 more line: see report.csv" in page
 
 
 def test_the_files_may_lie_elsewhere(kept, no_kernel, tmp_path):
@@ -55,8 +134,8 @@ def test_the_files_may_lie_elsewhere(kept, no_kernel, tmp_path):
     assert sorted(p.name for p in there.iterdir() if p.name[0] != ".") == sorted(FILES)
     page = (there / "report.html").read_text()
     assert page.count("<figure>") == 2 and "Counts: before over alpha" in page
-    links = re.findall(r'href="(.*?)"', page)
-    assert links and all(link.startswith("../") for link in links)
+    links = [link for link in re.findall(r'href="(.*?)"', page) if link[0] not in "#r"]
+    assert len(links) == 12 and all(link.startswith("../") for link in links)
     assert all((there / link).resolve().is_file() for link in links)
     source = nbformat.read(there / "report.ipynb", 4).cells[1].source
     assert "runs: str = '../../runs'" in source and "= ['before']" in source
@@ -80,7 +159,7 @@ def test_runs_that_all_failed_make_a_report_too(tmp_path, no_kernel):
     for seed in range(2):
         keep(tmp_path, {"seed": seed}, status=runs.FAILED, reason="no")
     assert kdlab("report", tmp_path)[0] == 0
-    assert "nothing was recorded" in (tmp_path / "report.html").read_text()
+    assert "Nothing was recorded" in (tmp_path / "report.html").read_text()
 
 
 def whole(folder):

@@ -41,7 +41,7 @@ def stored(folder):
 def test_runs_are_put_into_a_folder_once(kept, tmp_path):
     pytest.importorskip("mlflow")
     store = tmp_path / "ml flow"
-    assert "2 runs are new or have changed" in kdlab("report", kept, "--mlflow", store)[1]
+    assert "2 runs new or changed" in kdlab("report", kept, "--mlflow", store)[1]
     by_name, client = stored(store)
     table = gather(kept)
     done = by_name[table[table["status"] == "done"]["run"].iloc[0]]
@@ -54,9 +54,9 @@ def test_runs_are_put_into_a_folder_once(kept, tmp_path):
     assert failed.data.tags["error"] == "MemoryError: no"
     names = [artifact.path for artifact in client.list_artifacts(done.info.run_id)]
     assert names == ["run.json", "tiny.ipynb"]
-    assert "0 runs are new" in kdlab("report", kept, "--mlflow", store)[1]
+    assert "0 runs new" in kdlab("report", kept, "--mlflow", store)[1]
     keep(kept, {"temperature": 4.0, "hidden": [8, 4]}, [{"name": "accuracy", "value": 0.5}])
-    assert "1 runs are new" in kdlab("report", kept, "--mlflow", store)[1]
+    assert "1 run new" in kdlab("report", kept, "--mlflow", store)[1]
     assert {r.data.metrics.get("accuracy") for r in stored(store)[0].values()} == {0.5, None}
 
 
