@@ -22,8 +22,10 @@ PANELS = 12  # of a figure
 
 
 def swept(table: pd.DataFrame) -> list[str]:
-    """Return the parameters that differ between runs, without the seed."""
-    return [n for n in parameter_names(table) if n != "seed" and table[n].nunique(dropna=False) > 1]
+    """Return the parameters that differ between runs of one lesson, without the seed."""
+    names = [name for name in parameter_names(table) if name != "seed"]
+    most = table.groupby("lesson")[names].nunique(dropna=False).max()
+    return [name for name in names if most[name] > 1]
 
 
 @dataclass(frozen=True)
@@ -179,13 +181,12 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     stated = table[table["claim"].notna()]
-    settings = [*swept(table), *(name for name in SEEDS[1:] if name in table)]
     lines = []
     for (lesson, claim), rows in stated.groupby(["lesson", "claim"], sort=False):
         holds = rows["holds"].astype(bool).groupby(rows["run"], sort=False).all()
         broken = rows[~rows["run"].map(holds).astype(bool)].drop_duplicates("run")
-        there = [name for name in settings if rows[name].notna().any()]
-        where = list(named(broken, there, table))
+        differ = [*swept(table[table["lesson"] == lesson]), *(n for n in SEEDS[1:] if n in table)]
+        where = list(named(broken, differ, table))
         more = [f"and {len(where) - 3} more"] if len(where) > 3 else []
         lines.append((lesson, claim, holds.sum(), len(holds), "; ".join(where[:3] + more)))
     return pd.DataFrame(lines, columns=["lesson", "claim", "held", "runs", "not_with"])
@@ -204,7 +205,8 @@ def conditions(table: pd.DataFrame) -> pd.DataFrame:
     for lesson, rows in ends.groupby("lesson", sort=False):
         names = parameter_names(table)
         alike = [n for n in names if rows[n].notna().all() and rows[n].nunique() == 1]
-        lines.append((f"{lesson}: all runs", named(rows.head(1), alike, table).iloc[0], ""))
+        told = named(rows.head(1), alike, table).iloc[0] if alike else "no parameter is alike"
+        lines.append((f"{lesson}: all runs", told, ""))
         lines.append((f"{lesson}: notebook", *_versions(rows["source"])))
     lines += [(name, *_versions(ends[name])) for name in ("kdlab", "torch")]
     lines += [(name, _versions(ends[name])[0], "") for name in ("machine", "threads")]

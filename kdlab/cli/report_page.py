@@ -39,11 +39,12 @@ summary {{ cursor: pointer; }}
 table {{ border-collapse: collapse; font-size: .9em; margin: 1em 0; }}
 th, td {{ text-align: left; padding: .3em .8em .3em 0; border-bottom: 1px solid var(--line);
          vertical-align: top; }}
-td {{ min-width: 4em; }}
+td:first-child {{ min-width: 9em; }}
+td.error {{ overflow-wrap: anywhere; min-width: 18em; }}
 .number {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
 .whole {{ white-space: nowrap; }}
 .wide {{ overflow-x: auto; }}
-.bad {{ color: var(--bad); }}
+.bad, td.error {{ color: var(--bad); }}
 figure {{ margin: 1.5em 0; }}
 figure svg {{ display: block; width: 100%; max-width: 44rem; min-width: 34rem; height: auto; }}
 figure svg * {{ stroke-linejoin: round; stroke-linecap: butt; }}
@@ -138,7 +139,7 @@ def page(
 
     parts = [heading(2, "Conditions"), *_conditions(table)]
     if len(failed):
-        columns = ["run", *report.swept(table), *_seed(failed), "error"]
+        columns = ["run", "error", *report.swept(table), *_seed(failed)]
         parts += [heading(2, "Failed"), _html_table(failed[columns])]
     claims = report.claims(table)
     for lesson in ends["lesson"].unique():
@@ -296,10 +297,11 @@ def _html_table(frame: pd.DataFrame, links: dict[str, str] | None = None) -> str
     for line in frame.head(MOST_LINES).itertuples(index=False):
         cells = []
         for name, kind, value in zip(frame, kinds, line, strict=True):
-            text = _words(_shown(value))
+            text = html.escape(_shown(value)) if name == "error" else _words(_shown(value))
             if name == "run" and links and value in links:
                 text = f'<a href="{html.escape(links[value], quote=True)}">{text}</a>'
-            bad = ' class="bad"' if name == "error" or value == runs.FAILED else ""
+            bad = ' class="error"' if name == "error" else ""
+            bad = ' class="bad"' if name == "status" and value == runs.FAILED else bad
             cells.append(f"<td{bad or kind}>{text}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     more = len(frame) - MOST_LINES

@@ -19,6 +19,18 @@ def kept(tmp_path):
     return keep_twelve(tmp_path / "runs")
 
 
+def test_another_lesson_makes_no_parameter_of_this_one_swept(tmp_path):
+    """Lessons have other parameters, which are missing in each other's runs."""
+    for lesson, values in [("tiny", {"temperature": 1.0}), ("other", {"alpha": 0.5})] * 2:
+        seed = len(list(tmp_path.glob("*/run.json")))
+        run = keep(tmp_path, values | {"seed": seed}, [{"name": "loss", "value": 1}], lesson=lesson)
+        tell(run.folder / "tiny.json", {}, {"it learns": seed > 1})
+    table = gather(tmp_path)
+    assert report.swept(table) == [] and list(report.figures(table)) == []
+    assert sorted(report.claims(table)["not_with"]) == ["seed=0", "seed=1"]
+    assert report.swept(table.assign(alpha=[0.1, 0.2, *table["alpha"][2:]])) == ["alpha"]
+
+
 def test_a_claim_stated_twice_in_a_run_holds_if_both_do(tmp_path):
     run = keep(tmp_path, {"temperature": 1.0})
     tell(run.folder / "tiny.json", {}, {"it learns": True})
