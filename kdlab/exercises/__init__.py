@@ -148,7 +148,8 @@ def number(
 def choice(expected: str | Collection[str], options: Sequence[str] = ()) -> Check:
     """Accept the text ``expected``, or the set of all texts in it; case and spaces do not count.
 
-    With several expected texts an answer that has some of them and no other is close.
+    With several expected texts an answer that has some of them and no other is close; any other is
+    told how many of its texts do not belong and how many are missing.
 
     Args:
         expected: the right option, or all right options.
@@ -167,7 +168,7 @@ def choice(expected: str | Collection[str], options: Sequence[str] = ()) -> Chec
             return Verdict("right")
         if right and given < right:
             return Verdict("close", "right so far, but something is missing")
-        return Verdict("wrong", "one is wrong" if right and given & right else "")
+        return Verdict("wrong", _counted(given - right, right - given) if len(right) > 1 else "")
 
     if right is None or known is None:
         raise ValueError(f"expected={expected!r}, options={options!r}; expected texts")
@@ -300,6 +301,13 @@ def _texts(answer: Any) -> set[str] | None:
     if not isinstance(answer, Collection) or not all(isinstance(text, str) for text in answer):
         return None
     return {" ".join(text.split()).casefold() for text in answer}
+
+
+def _counted(wrong: set[str], missing: set[str]) -> str:
+    """Say how many texts of an answer are wrong and how many it lacks, and not which."""
+    told = f"{len(wrong)} {'does' if len(wrong) == 1 else 'do'} not belong"
+    lacking = f", {len(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+    return told + (lacking if missing else "")
 
 
 def _kind(answer: Any) -> str:

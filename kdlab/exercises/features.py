@@ -17,7 +17,6 @@ _SMALL, _LARGE = (
     torch.randn(shape, generator=_RANDOM) * scale
     for shape, scale in (((3, 5, 2, 4), 1.0), ((4, 6, 3, 3), 7.0))
 )
-_STAGES = ("stage1", "stage2", "stage3")
 _CHANGES = (
     "rotation",
     "one factor for all channels",
@@ -164,27 +163,6 @@ EXERCISES = [
             "A 1×1 convolution is a linear map from channels to channels, the same at every place.",
             "It has one weight for each pair of channels and one bias for each output channel.",
             "16 · 64 + 64",
-        ),
-    ),
-    Exercise(
-        "which layer",
-        _known(
-            choice("stage2", _STAGES),
-            [
-                (
-                    choice("stage1"),
-                    Verdict("wrong", "it sees a few pixels; could it know what the hint says?"),
-                ),
-                (
-                    choice("stage3"),
-                    Verdict("wrong", "that binds the whole student; what may it still decide?"),
-                ),
-            ],
-        ),
-        (
-            "How much of the image does each stage see, and how many layers come after it?",
-            "Too early it cannot follow the hint; too late nothing is left to go its own way.",
-            "FitNets joins the middle of the student to the middle of the teacher.",
         ),
     ),
     Exercise(

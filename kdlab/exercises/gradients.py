@@ -48,11 +48,16 @@ def _of_probability(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor
     return input_gradient(chances, images, F.one_hot(classes, 3), create_graph=False)
 
 
+def _of_largest(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    return input_gradient(model(images).amax(dim=-1), images, create_graph=False)
+
+
 _MISTAKEN = (
     (_of_all, "that is the slope of all logits together: pick each image's own class"),
     (_of_mean, "it is B times too small: add the logits of the batch up, do not average them"),
     (_of_loss, "that is the slope of the cross-entropy: take the logit itself"),
     (_of_probability, "that is the slope of the probability: leave the softmax out"),
+    (_of_largest, "that is the slope of the largest logit: take that of the class asked for"),
 )
 
 
@@ -108,6 +113,10 @@ def _sum_of_samples(student: Tensor, teacher: Tensor) -> Tensor:
     return (_unit(student) - _unit(teacher)).square().sum()
 
 
+def _one_minus_cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    return 1 - F.cosine_similarity(student.flatten(1), teacher.flatten(1)).mean()
+
+
 def _not_squared(student: Tensor, teacher: Tensor) -> Tensor:
     return (_unit(student) - _unit(teacher)).norm(dim=1).mean()
 
@@ -133,6 +142,7 @@ EXERCISES = [
                 (_mean_of_pixels, "sum over the pixels of an image, average over the images only"),
                 (_sum_of_samples, "it is B times too large: average over the images"),
                 (_not_squared, "square the distance"),
+                (_one_minus_cosine, "that is half of it: the squared distance is 2 − 2 · cosine"),
             ],
         ),
         (

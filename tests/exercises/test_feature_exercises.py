@@ -33,7 +33,6 @@ def by_loop(f):
         ("similarity matrix", by_loop),
         ("hint regressor parameters", 1088),
         ("hint regressor parameters", count_parameters(torch.nn.Conv2d(16, 64, 1))),
-        ("which layer", "Stage2"),
     ],
 )  # fmt: skip
 def test_right(name, answer):
@@ -109,12 +108,22 @@ def test_counting_the_regressor(answer, status, message):
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
-    [("stage1", "few pixels"), (" STAGE3", "binds the whole"), ("head", "choose from: stage1")],
+    ("more", "less", "message"),
+    [
+        (1, 0, "1 does not belong"),
+        (2, 0, "2 do not belong"),
+        (1, 1, "1 does not belong, 1 is missing"),
+        (2, 1, "2 do not belong, 1 is missing"),
+        (1, 2, "1 does not belong, 2 are missing"),
+        (2, 4, "2 do not belong, 4 are missing"),
+    ],
 )
-def test_the_wrong_layer_is_told_why(answer, message):
-    found = verdict("which layer", answer)
-    assert found.status == "wrong" and message in found.message
+def test_a_wrong_set_is_told_how_much_of_it_is_wrong_and_how_much_is_missing(more, less, message):
+    right = ["rotation", "one factor for all channels", "a shift", "another order of the channels"]
+    wrong = ["one factor for each channel", "another order of one model's samples"]
+    assert {*right, *wrong} == set(features._CHANGES)
+    found = verdict("what CKA ignores", {*right[less:], *wrong[:more]})
+    assert found.status == "wrong" and found.message == message
 
 
 def test_what_cka_ignores_is_what_the_metric_ignores():

@@ -59,6 +59,7 @@ def test_a_right_slope_passes(answer):
         (of(lambda z, y: z.gather(1, y[:, None]).mean()), "wrong", "B times too small"),
         (of(lambda z, y: F.cross_entropy(z, y, reduction="sum")), "wrong", "cross-entropy"),
         (of(lambda z, y: z.softmax(1).gather(1, y[:, None]).sum()), "wrong", "softmax out"),
+        (of(lambda z, y: z.max(1).values.sum()), "wrong", "of the largest logit"),
         (of(lambda z, y: z.square().sum()), "wrong", "differs"),
         (lambda model, images, classes: model(images), "wrong", "shape (4, 3)"),
         (lambda model, images, classes: 3.0, "wrong", "got a float"),
@@ -107,6 +108,7 @@ def test_a_right_loss_passes(answer):
             lambda s, t: (F.normalize(s.flatten(1)) - F.normalize(t.flatten(1))).norm(dim=1).mean(),
             "square",
         ),
+        (lambda s, t: (1 - F.cosine_similarity(s.flatten(1), t.flatten(1))).mean(), "half of it"),
         (lambda s, t: matching(s, t) + 1, "differs"),
     ],
 )
