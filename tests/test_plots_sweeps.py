@@ -80,6 +80,7 @@ def test_lines_by_a_column_and_values_that_are_missing_or_texts():
     words = plots.swept_points(frame(data=["b", "a", "b", "a", "a"]), "loss", x="data")
     truths = plots.swept_points(frame(shuffle=[True, False] * 2 + [True]), "loss", x="shuffle")
     assert list(ticks(words)) == ["a", "b"] and list(ticks(truths)) == ["False", "True"]
+    assert words.axes[0].get_xlim() == (-0.5, 1.5), "texts have room on both sides"
     styles = [plot.axes[0].lines[0].get_linestyle() for plot in (words, truths, figure)]
     assert styles == ["None", "None", "-"]
 
@@ -105,6 +106,17 @@ def test_panels_have_the_same_axes_and_colours():
     assert colours[0] == colours[1] and len(set(colours[0])) == 2
     assert [heights for _, heights in bars_and_means(figure, 1)[1]] == [[], [4.0]]
     assert plots.alt_text(figure) == "Loss over t: a, b; panels: 8, 16. All."
+
+
+@pytest.mark.parametrize("length", [1, 14, 40, 90])
+def test_a_legend_stays_within_the_figure(length):
+    names = [f"{number}" * length for number in range(6)]
+    runs = pd.DataFrame({"loss": range(6), "t": 1.0, "how": names})
+    figure = plots.swept_points(runs, "loss", x="t", by="how")
+    plots.png(figure)
+    box = figure.legends[0].get_window_extent()
+    assert length == 90 or box.x1 <= figure.bbox.x1
+    assert figure.axes[0].get_window_extent().height > 60, "the lines keep their room"
 
 
 def test_panels_of_lines_of_their_own_name_them_each():
