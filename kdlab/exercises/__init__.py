@@ -157,6 +157,8 @@ def choice(expected: str | Collection[str], options: Sequence[str] = ()) -> Chec
     """
     right = _texts(expected)
     known = _texts(options)
+    if right is None or known is None:
+        raise ValueError(f"expected={expected!r}, options={options!r}; expected texts")
 
     def check(answer: Any) -> Verdict:
         given = _texts(answer)
@@ -170,8 +172,6 @@ def choice(expected: str | Collection[str], options: Sequence[str] = ()) -> Chec
             return Verdict("close", "right so far, but something is missing")
         return Verdict("wrong", _counted(given - right, right - given) if len(right) > 1 else "")
 
-    if right is None or known is None:
-        raise ValueError(f"expected={expected!r}, options={options!r}; expected texts")
     return check
 
 
