@@ -207,6 +207,12 @@ def exercises(lesson: Lesson) -> Iterator[str]:
             yield f"exercises: cell {here} has no cell tagged `solution` before the next exercise"
         if not any(here <= n < after and called(call) == "check" for n, call in lesson.calls):
             yield f"exercises: cell {here} is not followed by lab.check"
+    for number in solved:
+        if not lesson.cells[number].metadata.get("jupyter", {}).get("source_hidden"):
+            yield (
+                f"exercises: solution {number} stands open; its metadata needs "
+                '"jupyter": {"source_hidden": true}'
+            )
 
 
 def forbidden(lesson: Lesson) -> Iterator[str]:

@@ -22,6 +22,8 @@ def text(source):
 def code(source, *tags, ran=True):
     cell = new_code_cell(source, execution_count=1 if ran else None)
     cell.metadata["tags"] = list(tags)
+    if "solution" in tags:
+        cell.metadata["jupyter"] = {"source_hidden": True}
     return cell
 
 
@@ -127,6 +129,14 @@ BROKEN = {
     "no claim": (drop(22), "claims: "),
     "no exercise": (drop(19), "exercises: no cell"),
     "no solution": (drop(21), "exercises: cell 19 has no cell tagged `solution`"),
+    "open solution": (
+        at(21)(lambda c: c["metadata"].pop("jupyter")),
+        "exercises: solution 21 stands open",
+    ),
+    "shown solution": (
+        at(21)(lambda c: c["metadata"]["jupyter"].update(source_hidden=False)),
+        "exercises: solution 21 stands open",
+    ),
     "no check": (drop(20), "exercises: cell 19 is not followed by lab.check"),
     "interact": (
         code_in(22, "interact(f, x=1)"),
