@@ -161,10 +161,10 @@ def admit(name: str, data: Data, batch_size: int = 128, **options: float) -> Pat
 
 
 def knows_who_teaches(soft: Soft) -> bool:
-    """Roles: to leave a class out costs the student no less than to add one.
+    """Roles: sure where the teacher is torn costs no less than torn where the teacher is sure.
 
-    A sure student of a torn teacher leaves one out. KL(teacher ‖ student) punishes that;
-    KL(student ‖ teacher) would let it pass.
+    A sure student of a teacher that is torn between two classes leaves one out. KL(teacher ‖
+    student) punishes that; KL(student ‖ teacher) would let it pass.
     """
     torn, sure = torch.tensor([[99.0, 99.0, -99.0]]), torch.tensor([[99.0, -99.0, -99.0]])
     return bool(soft(sure, torn) >= soft(torn, sure) - 1e-3)

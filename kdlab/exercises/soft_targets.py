@@ -26,28 +26,50 @@ def _kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return F.kl_div(log_q, _soften(teacher, temperature), reduction="batchmean")
 
 
+def _cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    log_q = F.log_softmax(student / temperature, dim=-1)
+    return -(_soften(teacher, temperature) * log_q).sum(dim=-1).mean()
+
+
+def _one_sided(student: Tensor, teacher: Tensor, *temperatures: float) -> Tensor:
+    """KL of the teacher at the second temperature from the student at the first."""
+    of_student, of_teacher = temperatures
+    return _kl(student / of_student, teacher / of_teacher, 1.0)
+
+
+# temperatures that are no positions of a row or a group, so that nobody is taken for another
+_CHOICES = pd.DataFrame(
+    {
+        "temperature": [2.5, 2.5, 8.0, 8.0, 16.0, 16.0],
+        "seed": [0, 1] * 3,
+        "val_accuracy": [0.50, 0.52, 0.60, 0.68, 0.70, 0.54],
+        "accuracy": [0.71, 0.72, 0.60, 0.61, 0.55, 0.56],
+    }
+)
+_CHOSEN = {
+    2.5: "that one is best on the test images: choosing by them is cheating",
+    16.0: "one seed of it was lucky: compare means over the seeds",
+}
+
+
 def _check_choice_of_temperature(answer: Any) -> Verdict:
     """Try the learner's function on a table in which validation and test disagree."""
     if not callable(answer):
         return Verdict("wrong", "expected a function that takes a table")
-    table = pd.DataFrame(
-        {
-            "temperature": [1.0, 1.0, 4.0, 4.0, 16.0, 16.0],
-            "seed": [0, 1] * 3,
-            "val_accuracy": [0.50, 0.52, 0.60, 0.68, 0.70, 0.54],
-            "accuracy": [0.71, 0.72, 0.60, 0.61, 0.55, 0.56],
-        }
-    )
-    given = answer(table.copy())
+    given = answer(_CHOICES.copy())
     if is_placeholder(given):
         return Verdict("not yet", NOT_YET)
-    means = {1.0: "that one is best on the test images: choosing by them is cheating"}
-    single = {16.0: "one seed of it was lucky: compare means over the seeds"}
     try:
         value = float(given)
     except (TypeError, ValueError):
         return Verdict("wrong", f"expected one temperature, got {type(given).__name__}")
-    return Verdict("right") if value == 4.0 else Verdict("wrong", (means | single).get(value, ""))
+    if value == 8.0:
+        return Verdict("right")
+    if 0 < value < 1:
+        return Verdict("wrong", "that is an accuracy: return the temperature that has it")
+    if value in range(len(_CHOICES)):
+        return Verdict("wrong", "that is a position, not the temperature that stands there")
+    return Verdict("wrong", _CHOSEN.get(value, "that is no temperature of the table"))
 
 
 EXERCISES = [
@@ -63,6 +85,11 @@ EXERCISES = [
                     lambda z, t: F.softmax(z / t, dim=0),
                     "the probabilities of one image must add up to 1: which dim are the classes?",
                 ),
+                (
+                    lambda z, t: F.log_softmax(z / t, dim=-1),
+                    "these are logarithms: probabilities are wanted, so softmax",
+                ),
+                (lambda z, t: z / t, "these are softer logits: the softmax is still to come"),
             ],
         ),
         (
@@ -102,6 +129,31 @@ EXERCISES = [
                 (
                     lambda s, t, temp: temp**2 * _kl(t, s, temp),
                     "the roles are swapped: the teacher's probabilities weigh the sum",
+                ),
+                *(
+                    (
+                        lambda s, t, temp, squared=squared, sides=sides: (
+                            temp**squared * _one_sided(s, t, *(temp**side for side in sides))
+                        ),
+                        f"only the {softened} is softened: both sides need the temperature",
+                    )
+                    for squared in (2, 0)
+                    for sides, softened in (((0, 1), "teacher"), ((1, 0), "student"))
+                ),
+                (
+                    lambda s, t, temp: _kl(s, t, temp) / s.shape[-1],
+                    "two things: the T² is missing, and it is C times too small (a mean over the "
+                    "classes, where a sum is wanted)",
+                ),
+                *(
+                    (
+                        lambda s, t, temp, squared=squared: (
+                            temp**squared * _cross_entropy(s, t, temp)
+                        ),
+                        f"that is the cross-entropy{also}: the part p · log p is missing, so it "
+                        "is not 0 where both agree",
+                    )
+                    for squared, also in ((2, ""), (0, ", without T²"))
                 ),
             ],
         ),
