@@ -98,6 +98,8 @@ def test_exercises_are_not_yet_answered_and_solutions_pass(lesson, tmp_path):
 
 def test_what_a_later_cell_needs_stands_in_until_it_is_right():
     handed = student.hand_out(tiny())
+    assert not any(tags(cell) & {"solution", "instructor"} for cell in handed.cells)
+    assert "secret" not in nbformat.writes(handed) and "Ask who" not in nbformat.writes(handed)
     stand_in = handed.cells[[c.id for c in handed.cells].index("ask") + 1]
     assert stand_in.id == "stand-in-ask"
     assert 'soften = lab.stand_in("soften", soften)' in stand_in.source
