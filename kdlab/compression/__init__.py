@@ -2,7 +2,6 @@
 
 from kdlab.compression.export import export
 from kdlab.compression.factorization import factorize
-from kdlab.compression.kinds import Quantized
 from kdlab.compression.loading import Deployed, load
 from kdlab.compression.nested import Nested, Sandwich, compare_widths, pick
 from kdlab.compression.pipeline import compress, measure_file
@@ -19,6 +18,7 @@ from kdlab.compression.quantization import (
     quantize_file,
     round_weights,
 )
+from kdlab.compression.quantized import Quantized
 from kdlab.compression.trials import compressed_accuracy, prune_and_round
 
 __all__ = [

@@ -9,7 +9,7 @@ import numbers
 import torch
 from torch import nn
 
-from kdlab.compression.kinds import check_not_quantized
+from kdlab.compression.quantized import check_not_quantized
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdlab.compression.kinds import check_kinds, check_not_quantized
+from kdlab.compression.kinds import check_kinds
+from kdlab.compression.quantized import check_not_quantized
 from kdlab.compression.shapes import fit_weights
 from kdlab.datasets import Data
 from kdlab.distillers import Distiller, Labels

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from kdlab.compression.extras import need
-from kdlab.compression.kinds import check_kinds, check_not_quantized
+from kdlab.compression.kinds import check_kinds
+from kdlab.compression.quantized import check_not_quantized
 from kdlab.datasets import Data
 from kdlab.distillers import Distiller, SoftTargets
 from kdlab.models.attention import SelfAttention

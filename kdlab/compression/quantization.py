@@ -16,8 +16,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from kdlab.compression.export import MOST, seal, unsealed
 from kdlab.compression.extras import need, quiet
-from kdlab.compression.kinds import Quantized, check_kinds, check_not_quantized
+from kdlab.compression.kinds import check_kinds
 from kdlab.compression.loading import load
+from kdlab.compression.quantized import Quantized, check_not_quantized
 from kdlab.datasets import Data
 from kdlab.distillers import Distiller, SoftTargets
 from kdlab.files import atomic_write

@@ -250,6 +250,40 @@ def _compare(
     return Verdict("wrong", "the value differs from the reference")
 
 
+def detached(
+    check: Check, reference: Callable[..., Tensor], probe: tuple[Tensor, Tensor], hint: str
+) -> Check:
+    """Return ``check``, for which a right answer is close if it teaches its second argument, too.
+
+    Args:
+        check: of a function with two arguments, made by ``function`` with this ``reference``.
+        reference: the package's function, for a stand-in.
+        probe: two arguments, at which a gradient into the second would not be 0.
+        hint: what to say to who lets it flow.
+    """
+    return partial(_detached, check=check, reference=reference, probe=probe, hint=hint)
+
+
+def _detached(
+    answer: Any,
+    *,
+    check: Check,
+    reference: Callable[..., Tensor],
+    probe: tuple[Tensor, Tensor],
+    hint: str,
+) -> Verdict:
+    """Judge a function as ``detached`` says."""
+    verdict = check(answer)
+    if verdict.status != "right":
+        return verdict
+    first, second = (x.clone().requires_grad_() for x in probe)
+    with torch.enable_grad():
+        value = answer(first * 1, second * 1)
+    (gradient,) = torch.autograd.grad(value.sum(), second, allow_unused=True)
+    flows = gradient is not None and bool(gradient.any())
+    return Verdict("close", hint) if flows else verdict
+
+
 class _NotYetError(Exception):
     """The learner's function still returns its placeholder."""
 

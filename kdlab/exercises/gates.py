@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from kdlab.exercises import Check, Exercise, Verdict, choice, function, number
+from kdlab.exercises import Exercise, choice, detached, function, number
 from kdlab.losses import mixture_loss
 
 OPEN = 0.7  # of the random gate in exercise 2
@@ -26,40 +22,6 @@ _VALUES = torch.rand(6, generator=_PROBES)
 _SCORES, _GUESSES = torch.randn(2, 5, 3, generator=_PROBES)
 _LIKELIHOODS = _GUESSES.log_softmax(dim=0)
 _SOFT, _HALF = torch.rand(6, generator=_PROBES), torch.tensor([1.0, 0.0] * 3)
-
-
-def detached(
-    check: Check, reference: Callable[..., Tensor], probe: tuple[Tensor, Tensor], hint: str
-) -> Check:
-    """Return ``check``, for which a right answer is close if it teaches its second argument, too.
-
-    Args:
-        check: of a function with two arguments, made by ``function`` with this ``reference``.
-        reference: the package's function, for a stand-in.
-        probe: two arguments, at which a gradient into the second would not be 0.
-        hint: what to say to who lets it flow.
-    """
-    return partial(_detached, check=check, reference=reference, probe=probe, hint=hint)
-
-
-def _detached(
-    answer: Any,
-    *,
-    check: Check,
-    reference: Callable[..., Tensor],
-    probe: tuple[Tensor, Tensor],
-    hint: str,
-) -> Verdict:
-    """Judge a function as ``detached`` says."""
-    verdict = check(answer)
-    if verdict.status != "right":
-        return verdict
-    first, second = (x.clone().requires_grad_() for x in probe)
-    with torch.enable_grad():
-        value = answer(first * 1, second * 1)
-    (gradient,) = torch.autograd.grad(value.sum(), second, allow_unused=True)
-    flows = gradient is not None and bool(gradient.any())
-    return Verdict("close", hint) if flows else verdict
 
 
 def _gated_mean(values: Tensor, gate: Tensor) -> Tensor:

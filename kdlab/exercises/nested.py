@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from kdlab.exercises import Exercise, choice, function, number
-from kdlab.exercises.gates import detached
+from kdlab.exercises import Exercise, choice, detached, function, number
 from kdlab.losses import soft_target_loss
 
 CHANNELS, SHARE = 24, 0.3  # of the layer in exercise 2
