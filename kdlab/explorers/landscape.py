@@ -124,7 +124,11 @@ class LandscapeExplorer(Explorer):
             )
         right.set_xticks([0, 1], ["labels\nalone", "chosen\nplace"])
         right.set_xlim(-0.5, 1.6)
-        everything = np.concatenate([self.labels.to_numpy(), self.results["accuracy"]])
+        places = self.results.groupby(["temperature", "alpha"])["accuracy"]
+        groups = [self.labels.tolist(), *(runs.tolist() for _, runs in places)]
+        intervals = [mean_interval(runs) for runs in groups]
+        ends = [value for i in intervals for value in (i.low, i.high)]
+        everything = np.concatenate([ends, *groups])  # the axis stays where it is for all places
         margin = 0.05 * np.ptp(everything)
         right.set_ylim(everything.min() - margin, everything.max() + margin)
         right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

@@ -42,3 +42,16 @@ def test_a_missing_column_or_baseline_is_named():
         LandscapeExplorer(table().drop(columns="seed"))
     with pytest.raises(ValueError, match="alpha = 0"):
         LandscapeExplorer(table().query("alpha > 0"))
+
+
+def test_no_interval_is_cut_off_at_any_place():
+    runs = table()
+    runs.loc[runs["temperature"] == 4.0, "accuracy"] += runs["seed"] * 0.1  # wide intervals
+    shown = LandscapeExplorer(runs)
+    axes = set()
+    for temperature, alpha in [(1.0, 0.3), (4.0, 0.9), (4.0, 0.3)]:
+        interval = shown.set(temperature=temperature, alpha=alpha).interval
+        low, high = shown.figure.axes[1].get_ylim()
+        assert low < interval.low and interval.high < high
+        axes.add((low, high))
+    assert len(axes) == 1
