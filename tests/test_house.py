@@ -1,4 +1,4 @@
-"""The house rules: floors, file sizes, and nothing of one machine in any file."""
+"""The house rules: floors, and nothing of one machine in any file."""
 
 import ast
 import re
@@ -22,7 +22,6 @@ FLOORS = (
     ("__main__",),
 )
 FLOOR_OF = {family: floor for floor, families in enumerate(FLOORS) for family in families}
-LONGEST_FILE = 400
 
 # put together, so that this file does not contain what it forbids
 HOMES = ("work", "root", r"home/\w+", r"Users/\w+", r"opt/\w+", "tmp", r"mnt/\w+")
@@ -76,12 +75,6 @@ def broken_floors(package: Path) -> list[str]:
     return wrong
 
 
-def long_files(package: Path) -> list[str]:
-    """Files that nobody reads in one sitting."""
-    lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in package.rglob("*.py")}
-    return [f"{p.name}: {n} lines" for p, n in sorted(lengths.items()) if n > LONGEST_FILE]
-
-
 def machine_traces(paths: list[Path], root: Path) -> list[str]:
     """Paths of one machine and addresses of package registries."""
     found = []
@@ -110,14 +103,6 @@ def project_files() -> list[Path]:
 
 def test_floors():
     assert broken_floors(ROOT / "kdlab") == []
-
-
-def test_every_file_is_readable_in_one_sitting(capsys):
-    package = ROOT / "kdlab"
-    assert long_files(package) == []
-    sizes = [len(p.read_text(encoding="utf-8").splitlines()) for p in package.rglob("*.py")]
-    with capsys.disabled():
-        print(f"\nkdlab: {sum(sizes)} lines in {len(sizes)} files")
 
 
 def test_no_file_knows_this_machine():
@@ -176,11 +161,6 @@ def test_a_package_that_imports_on_import_is_found(planted):
     package = planted(losses__soft="")
     (package / "__init__.py").write_text("from kdlab.losses import soft")
     assert "the package itself" in broken_floors(package)[0]
-
-
-def test_a_long_file_is_found(planted):
-    assert long_files(planted(plots="x = 1\n" * (LONGEST_FILE + 1))) == ["plots.py: 401 lines"]
-    assert long_files(planted(plots="x = 1\n" * LONGEST_FILE)) == []
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from kdlab.models.committee import Committee, multi_scale
 from kdlab.models.exits import EarlyExits, ExitHead, exit_heads, with_exits
 from kdlab.models.inheritance import Inheritance, inherit
 from kdlab.models.mlp import MLP
+from kdlab.models.outputs import WithOutput, logits_of
 from kdlab.models.registry import available, build, build_for, count_parameters
 from kdlab.models.taps import TapPath, Taps, paths
 
@@ -16,6 +17,7 @@ __all__ = [
     "Inheritance",
     "TapPath",
     "Taps",
+    "WithOutput",
     "available",
     "before_activation",
     "build",
@@ -23,6 +25,7 @@ __all__ = [
     "count_parameters",
     "exit_heads",
     "inherit",
+    "logits_of",
     "multi_scale",
     "paths",
     "with_exits",

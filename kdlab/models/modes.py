@@ -1,7 +1,7 @@
 """How a model is run: in which mode, on which device, with its FLOPs counted."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
@@ -10,10 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; then each layer is in the mode that it was in."""
+    """Eval mode for a while; then each layer is in the mode that it was in.
+
+    An exported program (``torch.export``) has one mode, in which it was exported, and keeps it.
+    """
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
+        with suppress(NotImplementedError):  # what an exported program raises
+            model.eval()
         yield
     finally:
         for module, training in modes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from kdlab.models import Taps
+from kdlab.models.modes import device_of, evaluating
 from kdlab.training.device import pick_device
 
 
@@ -84,20 +86,12 @@ def channels_last(images: Tensor) -> Tensor:
     return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
 
 
-class visiting:
+@contextmanager
+def visiting(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
     """Have a model in eval mode on a device for a while; then put it back as it was."""
-
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self.model = model
-        self.device = device
-
-    def __enter__(self) -> nn.Module:
-        self.modes = {module: module.training for module in self.model.modules()}
-        self.home = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        self.model.eval()
-        return self.model.to(self.device)
-
-    def __exit__(self, *_: object) -> None:
-        self.model.to(self.home)
-        for module, mode in self.modes.items():
-            module.training = mode
+    home = device_of(model)
+    with evaluating(model):
+        try:
+            yield model.to(device)
+        finally:
+            model.to(home)
