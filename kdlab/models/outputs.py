@@ -35,8 +35,8 @@ def logits_of(returned: Any, who: str = "model") -> Tensor:
             held = f" with {names or 'no entry'}" if isinstance(found, Mapping) else ""
             raise ValueError(
                 f"{who}: it returns a {type(returned).__name__}{held}, expected logits: a tensor, "
-                "a tuple whose first element is one, a dict with 'logits' or an object with .logits; else "
-                "wrap it in kdlab.models.WithOutput(model, output), where output is a function "
+                "a tuple whose first element is one, a dict with 'logits' or an object with "
+                ".logits; else wrap it in kdlab.models.WithOutput(model, output) with a function "
                 "that takes the logits out of what the model returns"
             )
     return found
