@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.adapters import as_map, match_size, shapes
+from kdlab.distillers.adapters import as_map, example_of, match_size, shapes
 from kdlab.distillers.base import Outputs, read_layers
 from kdlab.models import before_activation
 
@@ -82,7 +82,7 @@ def before_activations(
     Raises:
         ValueError: as `pair_shapes`.
     """
-    example = train.x[:1].to(device_of(student))
+    example = example_of(train, 1)
     return tuple(
         (
             before_activation(student, path, example),
@@ -97,11 +97,6 @@ def given(teacher: nn.Module | None) -> nn.Module:
     if teacher is None:
         raise ValueError("teacher: none came, but this method reads inner layers of one")
     return teacher
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return where the model's parameters are."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def connector(student: torch.Size, teacher: torch.Size) -> nn.Sequential:

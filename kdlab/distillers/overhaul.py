@@ -6,19 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.adapters import as_map
+from kdlab.distillers.adapters import as_map, read_features, rows_of
 from kdlab.distillers.base import LayerDistiller, Layers, Outputs, checked_teacher
 from kdlab.distillers.connectors import (
     before_activations,
     connector,
     deepest_first,
-    device_of,
     given,
     map_shapes,
     read_maps,
 )
 from kdlab.losses import batch_norm_margin, overhaul_loss
-from kdlab.models import Taps
+from kdlab.models.taps import modules_of
 
 BATCH = 256
 
@@ -86,7 +85,7 @@ def norm_before(model: nn.Module, tap: str) -> nn.Module | None:
     """Return the batch norm whose output the path ``...:input`` reads, if they stand in a row."""
     path = tap.removesuffix(":input")
     parent, _, name = path.rpartition(".")
-    row = model.get_submodule(parent)
+    row = modules_of(model).get(parent, model)
     if path == tap or not isinstance(row, nn.Sequential):
         return None
     names = [child for child, _ in row.named_children()]
@@ -98,10 +97,9 @@ def norm_before(model: nn.Module, tap: str) -> nn.Module | None:
 def measured_margin(teacher: nn.Module, tap: str, train: Split) -> Tensor:
     """Return the mean ``[c]`` of what is negative in all images and places; 0 where nothing is."""
     totals, counts = [], []
-    with Taps(teacher, [tap]) as taps:
-        for images in train.x.split(BATCH):
-            teacher(images.to(device_of(teacher)))
-            values = as_map(taps[tap]).double()
-            totals.append(values.clamp(max=0).sum((0, 2, 3)))
-            counts.append((values < 0).sum((0, 2, 3)))
-    return (torch.stack(totals).sum(0) / torch.stack(counts).sum(0).clamp(min=1)).float()
+    rows = rows_of(teacher, [tap], train)
+    for images in train.x.split(BATCH):
+        values = as_map(read_features(teacher, [tap], images, rows)[tap]).double()
+        totals.append(values.clamp(max=0).sum((0, 2, 3)))
+        counts.append((values < 0).sum((0, 2, 3)))
+    return torch.stack(totals).sum(0) / torch.stack(counts).sum(0).clamp(min=1)
