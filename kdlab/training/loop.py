@@ -31,13 +31,14 @@ from kdlab.training.device import (
 )
 from kdlab.training.distributed import Alone, Ranks, join
 from kdlab.training.history import History, Run
+from kdlab.training.identity import describe, describe_trained, fingerprint
 from kdlab.training.interrupt import Stop
 from kdlab.training.predict import predict, visiting
 from kdlab.training.progress import Progress
 from kdlab.training.shared_step import SharedStep
 from kdlab.training.state import State
 from kdlab.training.step import Step
-from kdlab.training.teacher_outputs import TeacherOutputs, fingerprint
+from kdlab.training.teacher_outputs import TeacherOutputs
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda params, **options: torch.optim.SGD(
@@ -202,7 +203,7 @@ def fit(
         if checkpoint is not None or ranks.size > 1:
             identity = asdict(plan) | _identity(model, data, distiller, teacher)
             identity |= {"optimizer": optimizer, "weight_decay": weight_decay}
-            identity |= {"augment": repr(augment)}
+            identity |= {"augment": describe(augment, "augment")}
         ranks.check(size, identity, distiller)
         update = OPTIMIZERS[optimizer](
             [p for module in modules.values() for p in module.parameters() if p.requires_grad],
@@ -363,13 +364,15 @@ def _check_answers(model: nn.Module, data: Data, device: torch.device) -> None:
 def _identity(
     model: nn.Module, data: Data, distiller: Distiller | None, teacher: nn.Module | None
 ) -> dict[str, Any]:
-    shapes = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
-    return {
-        "model": f"{type(model).__name__} {shapes}",
+    found = {
+        **describe_trained(model, "model"),
         "data": data.fingerprint,
-        "distiller": repr(distiller),
         "teacher": fingerprint(teacher) if teacher is not None else None,
+        "distiller": None,
     }
+    if distiller is not None:
+        found |= describe_trained(distiller, "distiller", [model])
+    return found
 
 
 def _say_interrupted(state: State, plan: Plan, kept: bool) -> None:
