@@ -35,6 +35,7 @@ MUTATORS = {
     "add", "append", "appendleft", "clear", "discard", "extend", "insert", "pop", "popitem",
     "popleft", "remove", "setdefault", "update",
 }  # fmt: skip
+STORES = {"STORE_SUBSCR": 1, "DELETE_SUBSCR": 1, "STORE_SLICE": 2}  # what lies over the container
 PLAIN = (
     type(None), bool, int, float, complex, str, bytes, range, slice, type(...), torch.dtype,
     torch.device, torch.layout, torch.memory_format, np.generic,
@@ -106,7 +107,7 @@ def fingerprint(model: Any, name: str = "teacher", unnamed: list[Any] | None = N
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the module within ``torch.compile``'s wrapper, or the module itself."""
-    while isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
         model = inner
     return model
 
@@ -207,7 +208,8 @@ def _digest(text: str) -> str:
 def _kind(tensor: Tensor) -> str:
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return "lazy"
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    shape = "nested" if tensor.is_nested else list(tensor.shape)
+    return f"{str(tensor.dtype).removeprefix('torch.')} {shape}"
 
 
 @dataclass
@@ -267,7 +269,8 @@ class _Describer:
             parts = self.of((value.args, value.keywords), name)
             return f"partial({self.of(value.func, name)}, {parts})"
         if (inner := _inner(value)) is not None:
-            own = self._code(value, name) if isinstance(value, types.FunctionType) else ""
+            wraps = isinstance(value, types.FunctionType) and not _is_compiled(value)
+            own = self._code(value, name) if wraps else ""
             return f"{self.of(inner, name)}{own}"
         if isinstance(value, types.MethodType):
             return f"{self.of(value.__self__, name)}.{self.of(value.__func__, name)}"
@@ -288,11 +291,11 @@ class _Describer:
     def _content(self, value: Tensor, name: str) -> str:
         """Return a hash of a tensor's values, or the description of the tensors that it is of."""
         parts: list[Any]
-        if hasattr(value, "__tensor_flatten__") and type(value) is not Tensor:
+        if value.is_nested:
+            parts = list(value.unbind())
+        elif hasattr(value, "__tensor_flatten__"):  # of a subclass, such as torchao's
             names, settings = value.__tensor_flatten__()
             parts = [_name(type(value)), settings, {n: getattr(value, n) for n in names}]
-        elif value.is_nested:
-            parts = list(value.unbind())
         elif value.is_quantized:
             per_tensor = value.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric)
             scales = (
@@ -368,7 +371,8 @@ class _Describer:
             hidden = key[0] == "_" and (library or isinstance(part, Distiller))
             # a tensor that PyTorch keeps in a layer is made from parameters, as by weight_norm
             derived = isinstance(item, Tensor) and library and not isinstance(part, Distiller)
-            if not (key in OF_MODULES or key in moved or hidden or derived):
+            exported = key == "forward" and _is_library(item)
+            if not (key in OF_MODULES or key in moved or hidden or derived or exported):
                 yield key, item
         for hooks in ("_forward_pre_hooks", "_forward_hooks"):
             for hook in vars(part)[hooks].values():
@@ -459,6 +463,11 @@ class _Describer:
         shown = ADDRESS.sub("at …", f"{text:.80}")
         if callable(value) and not _is_library(kind):
             return self._no_name(value, name, f"{shown}, whose __repr__ shows an address")
+        if kind.__getstate__ is not object.__getstate__:
+            state = value.__getstate__()
+            if state is None:
+                return self._no_name(value, name, f"{shown}, which does not show what is in it")
+            return f"{head}({self.of(state, name)})"
         entries = {**getattr(value, "__dict__", {})}
         slots = [s for base in kind.__mro__ for s in vars(base).get("__slots__", ())]
         entries |= {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)}
@@ -527,10 +536,13 @@ def _content_of(cell: types.CellType) -> Any:
 
 def _inner(value: Any) -> Any:
     """What a wrapper was put around: torch.compile's, functools.wraps's, lru_cache's."""
-    found = getattr(value, "_torchdynamo_orig_callable", None)
-    if found is None and callable(value):
-        found = getattr(value, "__wrapped__", None)
-    return found
+    if _is_compiled(value):
+        return value._torchdynamo_orig_callable
+    return getattr(value, "__wrapped__", None) if callable(value) else None
+
+
+def _is_compiled(value: Any) -> bool:
+    return hasattr(value, "_torchdynamo_orig_callable")
 
 
 def _bytes(content: Any) -> str:
@@ -562,22 +574,21 @@ def moving(code: types.CodeType) -> set[str]:
     They are what the thing has come to, such as a count of calls, and not what it is.
     """
     found: set[str] = set()
-    loaded: dict[int | None, set[str]] = {}
-    before = None
-    for step in dis.get_instructions(code):
-        line = step.positions.lineno if step.positions else None
+    steps = list(dis.get_instructions(code))
+    height, heights = 0, []  # of the interpreter's stack, before each step
+    for number, step in enumerate(steps):
+        heights.append(height)
+        height += dis.stack_effect(step.opcode, step.arg, jump=False)
         if step.opname in ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF", "DELETE_ATTR"):
             found.add(step.argval)
-        elif step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE"):
-            found |= loaded.get(line, set())
-        elif step.opname.startswith("LOAD_") and isinstance(step.argval, str):
-            changes = step.argval in MUTATORS or (
-                step.argval.endswith("_") and not step.argval.endswith("__")
-            )
-            if before and changes and step.opname in ("LOAD_METHOD", "LOAD_ATTR"):
-                found.add(before)
-            loaded.setdefault(line, set()).add(step.argval)
-        before = step.argval if step.opname.startswith("LOAD_") else None
+        elif step.opname in STORES:
+            container = heights[number] - STORES[step.opname]
+            last = next((n for n in range(number, 0, -1) if heights[n] == container), 0)
+            found.add(str(steps[last - 1].argval))
+        elif step.opname in ("LOAD_METHOD", "LOAD_ATTR") and number:
+            name = str(step.argval)
+            if name in MUTATORS or (name.endswith("_") and not name.endswith("__")):
+                found.add(str(steps[number - 1].argval))
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
             found |= moving(const)

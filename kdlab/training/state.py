@@ -143,7 +143,9 @@ def state_of(module: nn.Module) -> dict[str, Any]:
 
 def restore(module: nn.Module, state: Mapping[str, Any], buffers: Mapping[str, Any]) -> None:
     """Load a state from `state_of`, and the buffers that are no part of it, in place."""
-    given = {key: state[key.replace("_orig_mod.", "")] for key in module.state_dict()}
+    given = module.state_dict()  # not a new dict: layers look for their version in its _metadata
+    for key in given:
+        given[key] = state[key.replace("_orig_mod.", "")]
     module.load_state_dict(given)
     for path, part in module.named_modules():
         for key in part._non_persistent_buffers_set:
