@@ -16,7 +16,7 @@ import re
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -64,7 +64,7 @@ def describe(value: Any, name: str = "value", unnamed: list[Any] | None = None) 
 
 
 def describe_trained(
-    model: nn.Module, name: str = "model", others: Iterable[nn.Module] = ()
+    model: nn.Module | None, name: str = "model", beside: nn.Module | None = None
 ) -> dict[str, Any]:
     """Return what tells a module that is being trained apart from others, as plain values by name.
 
@@ -72,28 +72,29 @@ def describe_trained(
     no weights, since a checkpoint restores them.
 
     Args:
-        model: the student, or a distiller with its adapters.
+        model: the student, or a distiller with its adapters; None has the same names.
         name: what a refusal calls it.
-        others: what is trained with it, whose weights are left out too where it refers to them.
+        beside: what is trained with it, whose weights are left out too where it refers to them.
 
     Raises:
         ValueError: as `describe`.
     """
+    names = (name, f"{name}'s tensors", f"{name}'s frozen parameters")
+    if model is None:
+        return dict.fromkeys(names)
     model = unwrapped(model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     kept = {key.replace("_orig_mod.", "") for key in model.state_dict()}
     kinds = {key.replace("_orig_mod.", ""): t for key, t in tensors.items()}
-    own = _own(model).union(*map(_own, others))
-    text = _Describer(None, own).settings(model, name)
-    return {
-        name: _short(text.strip().replace("\n", "; ")),
-        f"{name}'s tensors": {key: _kind(t) for key, t in kinds.items() if key in kept},
-        f"{name}'s frozen parameters": [
-            key.replace("_orig_mod.", "")
-            for key, parameter in model.named_parameters()
-            if not parameter.requires_grad
-        ],
-    }
+    own = _own(model) | (_own(beside) if beside is not None else set())
+    text = _Describer(None, own).settings(model, name).strip().replace("\n", "; ")
+    frozen = [
+        key.replace("_orig_mod.", "")
+        for key, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    ]
+    shapes = {key: _kind(tensor) for key, tensor in kinds.items() if key in kept}
+    return dict(zip(names, (_short(text), shapes, frozen), strict=True))
 
 
 def fingerprint(model: Any, name: str = "teacher", unnamed: list[Any] | None = None) -> str:

@@ -364,15 +364,12 @@ def _check_answers(model: nn.Module, data: Data, device: torch.device) -> None:
 def _identity(
     model: nn.Module, data: Data, distiller: Distiller | None, teacher: nn.Module | None
 ) -> dict[str, Any]:
-    found = {
+    return {
         **describe_trained(model, "model"),
+        **describe_trained(distiller, "distiller", model),
         "data": data.fingerprint,
         "teacher": fingerprint(teacher) if teacher is not None else None,
-        "distiller": None,
     }
-    if distiller is not None:
-        found |= describe_trained(distiller, "distiller", [model])
-    return found
 
 
 def _say_interrupted(state: State, plan: Plan, kept: bool) -> None:

@@ -108,6 +108,7 @@ class State:
         state = self.ranks.from_first(self._load)
         if state is None:
             return
+        self._check_fits(state)
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for name, module in self.modules.items():
             restore(module, state["modules"][name], state["buffers"][name])
@@ -123,6 +124,15 @@ class State:
         torch.set_rng_state(state["rng"])
         if state["rng_cuda"] is not None and self._device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"], self._device)
+
+    def _check_fits(self, state: dict[str, Any]) -> None:
+        """Raise ValueError, before anything is changed, if a state lacks what a module has."""
+        for name, module in self.modules.items():
+            if lacking := state_of(module).keys() - state["modules"].get(name, {}).keys():
+                raise ValueError(
+                    f"checkpoint: it lacks {min(lacking)!r} of the {name}, expected the state of "
+                    "this run; use the same settings to continue, or another path to start anew"
+                )
 
     def _load(self) -> dict[str, Any] | None:
         if self.path is None:
