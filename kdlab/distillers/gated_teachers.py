@@ -19,7 +19,7 @@ from kdlab.distillers.base import (
 from kdlab.distillers.gate_networks import batches, build_network, take_examples, train_mixture
 from kdlab.distillers.gates import seen_images
 from kdlab.losses import hard_label_loss, soft_target_loss
-from kdlab.losses.checks import check_count, check_positive, check_weight
+from kdlab.losses.checks import check_count, check_temperature, check_weight
 from kdlab.losses.gates import confidence_aware_weights
 from kdlab.models import Taps
 from kdlab.words import check_known
@@ -213,7 +213,7 @@ class GatedTeachers(Distiller):
         self, gate: str | TeachersGate = "mean", temperature: float = 4.0, alpha: float = 0.9
     ) -> None:
         super().__init__()
-        check_positive("temperature", temperature)
+        check_temperature("temperature", temperature)
         if isinstance(gate, str):
             check_known("gate", gate, TEACHERS)
             gate = TEACHERS[gate]()

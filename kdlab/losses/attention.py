@@ -20,7 +20,7 @@ from kdlab.losses.checks import (
     prepare,
     reduce,
 )
-from kdlab.losses.soft_targets import kl_divergence
+from kdlab.losses.divergences import kl_divergence
 
 
 def self_attention_relation(x: Tensor, relation_heads: int, mask: Tensor | None = None) -> Tensor:

@@ -6,20 +6,20 @@ Shapes must fit already: making them fit (a regressor, a resizing) is the work o
 What counts as an activation or not is in `kdlab.losses.boundaries`.
 """
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdlab.losses.checks import (
     check_features,
     check_positive,
     check_reduction,
+    check_temperature,
     compute_dtype,
     prepare_features,
     reduce,
     unit,
     values_are_checked,
 )
-from kdlab.losses.soft_targets import kl_divergence
+from kdlab.losses.divergences import tempered_divergence
 
 ATTENTION_NORMS = ("released", "paper")
 
@@ -274,7 +274,7 @@ def channel_wise_loss(
     ICCV 2021, arXiv:2011.13256. Compared in lesson 02.
     """
     check_reduction(reduction)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     student, teacher = prepare_features(student, teacher)
-    log_s, log_t = (F.log_softmax(x.flatten(2) / temperature, dim=-1) for x in (student, teacher))
-    return reduce(temperature**2 * kl_divergence(log_t, log_s).mean(1), None, reduction)
+    values = tempered_divergence(student.flatten(2), teacher.flatten(2), temperature)
+    return reduce(temperature**2 * values.mean(1), None, reduction)

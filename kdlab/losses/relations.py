@@ -21,13 +21,14 @@ from kdlab.losses.checks import (
     check_features,
     check_positive,
     check_reduction,
+    check_temperature,
     compute_dtype,
     prepare_features,
     reduce,
     unit,
     values_are_checked,
 )
-from kdlab.losses.soft_targets import kl_divergence
+from kdlab.losses.divergences import kl_divergence
 
 KERNEL_FLOOR = 1e-7  # what keeps the logarithm of two opposite directions' similarity finite
 
@@ -215,7 +216,7 @@ def contrastive_loss(
     arXiv:1910.10699. Compared in lesson 02.
     """
     check_reduction(reduction)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     check_features("anchors", anchors, (2,))
     check_features("bank", bank, (2,))
     if anchors.shape[1] != bank.shape[1] or anchors.device != bank.device:
