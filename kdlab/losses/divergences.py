@@ -56,10 +56,10 @@ def log_softmax_ratio(z: Tensor) -> Tensor:
 def divergence(log_p: Tensor, gap: Tensor) -> Tensor:
     """KL(p ‖ q) with q_c ∝ p_c · exp(gap_c), for each row: ``[..., C]`` to ``[...]``, in nats.
 
-    For logits t and s at a temperature T take log_p = log_softmax(t / T) and gap = (s − t) / T. With
-    x = gap − Σ p · gap it is log Σ p eˣ = log1p(Σ p (eˣ − 1 − x)), a sum without a negative term,
-    and its derivative by gap_c is q_c − p_c = p_c · expm1(x_c − KL). Both keep a relative accuracy of
-    a few roundings. A constant added to a row of ``gap`` changes nothing.
+    For logits t and s at a temperature T take log_p = log_softmax(t / T) and gap = (s − t) / T.
+    With x = gap − Σ p · gap it is log Σ p eˣ = log1p(Σ p (eˣ − 1 − x)), a sum without a negative
+    term, and its derivative by gap_c is q_c − p_c = p_c · expm1(x_c − KL). Both are accurate to a
+    few roundings. A constant added to a row of ``gap`` changes nothing.
 
     Args:
         log_p: log-probabilities ``[..., C]``; not differentiated.

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlab.losses.checks import (
+    UNLABELLED,
     check_logits,
     check_reduction,
     check_targets,
@@ -46,7 +47,7 @@ def hard_label_loss(
     labelled = targets >= 0
     logits = student.to(compute_dtype(student)).where(labelled.unsqueeze(-1), 0.0)
     log_p = F.log_softmax(logits, dim=-1)
-    values = -log_p.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    values = F.nll_loss(log_p, targets, ignore_index=UNLABELLED, reduction="none")
     if label_smoothing > 0:
         values = (1 - label_smoothing) * values - label_smoothing * log_p.mean(-1)
     return reduce(values, labelled, reduction, weighted=False)

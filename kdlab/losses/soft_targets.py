@@ -57,8 +57,8 @@ def soft_target_loss(
         reduction: "mean" over the samples that take part (0 if none does), or "none": ``[B]``.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit; an empty batch; T out of its range; a teacher
-            with NaN or infinite logits; an unknown reduction.
+        ValueError: shapes, dtypes or devices that do not fit; an empty batch; T out of its range; a
+            teacher with NaN or infinite logits; an unknown reduction.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
     arXiv:1503.02531. Derived in lesson 01.
