@@ -229,8 +229,8 @@ def instance_transformation_loss(
                 "expected one shape: bring the larger to the smaller's size (the distiller does so)"
             )
     # Side by side, both layers of a network get one scale.
-    pair = (torch.stack(layers, 1).flatten(2) for layers in (student, teacher))
-    mine, theirs = (_moves(rows) for rows in _rows(*pair))
+    both = [torch.stack(layers, 1).flatten(2) for layers in (student, teacher)]
+    mine, theirs = (_moves(rows) for rows in _rows(both[0], both[1]))
     return reduce((mine - theirs).square(), None, reduction)
 
 
