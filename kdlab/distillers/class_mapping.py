@@ -23,7 +23,8 @@ class ClassMapping(Wrapper):
     left out. So the student's classes may be a selection, a grouping or another order of the
     teacher's: p_S's target is p_T summed over each group, given that it is one of them. The method
     sees the teacher's answer as log Σ_group exp z, the logits of that distribution, and applies
-    its temperature to it. Inner layers stay as they are. The labels are the student's.
+    its temperature to it. Inner layers stay as they are. The labels are the student's. By names:
+    ``[teacher_names.index(name) for name in data.classes]``.
 
     Put it outermost, as in ``ClassMapping(Gated(SoftTargets()), ...)``: what lies outside sees the
     teacher's own classes. Other code that asks the teacher needs ``kdlab.models.WithOutput(teacher,

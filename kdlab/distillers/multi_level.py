@@ -26,11 +26,11 @@ class MultiLevel(Distiller):
     Source: Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023 (not on arXiv;
     github.com/Jin-Ying/Multi-Level-Logit-Distillation). The temperatures and α are its code's. It
     divides the batch's term by B and the class's by C alone, so that they grow with the batch; b
-    and c are what that is at its batch of 64; they are meant for the small probabilities of 100
-    classes, and with few classes the class's term is the largest. Its weights of 0 or 1 for samples and classes of low
-    confidence multiply terms that are means already, so they only halve them, and are left out
-    here. It shows the student two views of each image, one weakly and one strongly augmented;
-    here there is one, that of ``fit(augment=...)``.
+    and c are what that is at its batch of 64. They are meant for the small probabilities of 100
+    classes: with few classes the class's term is the largest. Its weights of 0 or 1 for samples and
+    classes of low confidence multiply terms that are means already, so they only halve them, and
+    are left out here. It shows the student two views of each image, one weakly and one strongly
+    augmented; here there is one, that of ``fit(augment=...)``.
 
     Args:
         temperatures: each above 0.

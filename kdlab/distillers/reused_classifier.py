@@ -217,8 +217,8 @@ def check_answer(
             f"teacher's {path!r} {list(features.shape)} ({error!s:.200}), expected the "
             f"teacher's logits; {advice}"
         ) from error
-    scale = float(logits.abs().max())
-    if answer.shape != logits.shape or float((answer - logits).abs().max()) > 0.02 * scale:
+    rounding = max(1e-4, 4 * torch.finfo(logits.dtype).eps) * float(logits.abs().max())
+    if answer.shape != logits.shape or float((answer - logits).abs().max()) > rounding:
         raise ValueError(
             f"classifier: got other logits from {name!r} on the mean over places of the teacher's "
             f"{path!r} than the teacher gives, expected the same, or more than that lies between; "
