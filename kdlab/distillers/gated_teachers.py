@@ -18,7 +18,7 @@ from kdlab.distillers.base import (
 )
 from kdlab.distillers.gate_networks import batches, build_network, take_examples, train_mixture
 from kdlab.distillers.gates import seen_images
-from kdlab.losses import hard_label_loss, soft_target_loss
+from kdlab.losses import soft_target_loss
 from kdlab.losses.checks import check_count, check_positive, check_weight
 from kdlab.losses.gates import confidence_aware_weights
 from kdlab.models import Taps
@@ -256,7 +256,7 @@ class GatedTeachers(Distiller):
         )
         self._measured = _what_it_did(weights.detach(), members, targets)
         return {
-            "hard": (1 - self.alpha) * hard_label_loss(student.logits, targets),
+            "hard": (1 - self.alpha) * student.label_loss(targets),
             "soft": self.alpha * (weights * values).sum(1).mean(),
         }
 
