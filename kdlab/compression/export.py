@@ -21,7 +21,7 @@ from kdlab.compression.extras import need, quiet
 from kdlab.compression.kinds import check_kinds
 from kdlab.datasets import Data
 from kdlab.files import atomic_write
-from kdlab.models import count_parameters
+from kdlab.models import count_parameters, logits_of
 from kdlab.models.modes import device_of, evaluating
 from kdlab.words import check_known
 
@@ -58,7 +58,7 @@ class Preprocessed(nn.Module):
         """Logits `[B, C]`."""
         if self.normalises:
             inputs = (inputs - self.mean) / self.std
-        return self.model(inputs)
+        return logits_of(self.model(inputs))
 
 
 def export(

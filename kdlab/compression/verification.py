@@ -96,6 +96,7 @@ def opened(
     if example is not None:
         check_kinds(example=example)
     plain, baked = plain_copy(model)
+    check_finite(plain, "before the step")
     expected = None if example is None else expect(plain, example)
     return plain, expected, baked
 
@@ -119,6 +120,15 @@ def weighted(model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
             if own:
                 left[path] = f"the {', '.join(own)} of a {type(layer).__name__} cannot be changed"
     return layers, left
+
+
+def nothing_to_change(model: nn.Module, left: Mapping[str, str]) -> ValueError:
+    """What to raise for a model without a layer whose weight could be changed."""
+    why = "".join(f"; {path or 'the model'}: {reason}" for path, reason in left.items())
+    return ValueError(
+        f"model: it has no convolution and no Linear layer to change, got a {type(model).__name__}"
+        f"{why}; expected one with such layers: give the model that holds them"
+    )
 
 
 def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
@@ -241,8 +251,16 @@ def suited(example: Tensor, model: nn.Module) -> Tensor:
     return torch.cat([example, example])[:2] if len(example) == 1 else example
 
 
-def logits(model: nn.Module, example: Tensor, *, training: bool = False) -> Tensor:
+def logits(
+    model: nn.Module, example: Tensor, *, training: bool = False, seed: int | None = None
+) -> Tensor:
     """The logits of one forward of a copy, so that neither statistics nor random numbers move.
+
+    Args:
+        model: stays as it was.
+        example: inputs ``[B, ...]``.
+        training: the mode.
+        seed: of random numbers; None leaves them as they are.
 
     Raises:
         ForwardFails: the forward raises, or gives no logits.
@@ -265,6 +283,8 @@ def logits(model: nn.Module, example: Tensor, *, training: bool = False) -> Tens
     devices = [device_of(probe)] if device_of(probe).type == "cuda" else []
     try:
         with torch.random.fork_rng(devices), torch.no_grad():
+            if seed is not None:
+                torch.manual_seed(seed)
             return logits_of(probe(example.clone()))
     except Exception as error:
         raise ForwardFails(running[-1] if running else "", error) from error
@@ -349,17 +369,43 @@ def finished(
             f"{place(broken[0])}: {broken[1]}; expected the same shape and finite numbers; nothing "
             "was changed: leave out this step, or replace this layer"
         )
-    for name, weight in after.named_parameters():
-        if weight.is_floating_point() and not weight.isfinite().all():
-            raise ValueError(
-                f"model: got {name} with numbers that are not finite after {who}, expected finite "
-                "ones; train it with a lower learning rate first"
-            )
+    check_finite(after, f"after {who}")
     for path, what in baked.items():
         before = found.changed.get(path)
         found.changed[path] = what if before is None else f"{what}; {before}"
     after.__dict__[REPORT] = found
     return after
+
+
+def check_finite(model: nn.Module, when: str) -> None:
+    """Raise ValueError for the first weight that is not finite."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise ValueError(
+                f"model: got {name} with numbers that are not finite {when}, expected finite ones; "
+                "train it with a lower learning rate first"
+            )
+
+
+def check_steady(model: nn.Module, example: Tensor) -> Tensor:
+    """The logits in eval mode of a model that gives the same ones in two runs.
+
+    Raises:
+        ValueError: it does not, or the forward fails.
+    """
+    try:
+        first, second = (logits(model, example, seed=seed) for seed in (1, 2))
+    except ForwardFails as failure:
+        raise ValueError(
+            f"model: got inputs {list(example.shape)} with which {failure}; expected ones that it "
+            "takes; try model(inputs) by itself"
+        ) from failure
+    if not torch.equal(first, second):
+        raise ValueError(
+            "model: got other logits in a second run in eval mode, expected the same; what is "
+            "random has to look at self.training, as F.dropout(x, training=self.training) does"
+        )
+    return first
 
 
 def _first(error: BaseException) -> str:
@@ -371,7 +417,7 @@ def naming(who: str) -> Iterator[None]:
     """Turn what another package raises into one ValueError that says which step it was."""
     try:
         yield
-    except (ValueError, ImportError, KeyboardInterrupt, OSError):
+    except ImportError:
         raise
     except Exception as error:
         raise ValueError(
