@@ -273,7 +273,7 @@ def _check_count(name: str, count: int) -> None:
 def _channels(model: nn.Module, expected: Expected, *modes: bool) -> Channels:
     probe = copy.deepcopy(model)
     with naming("prune_channels"), torch.random.fork_rng():
-        return Channels(probe, expected.example, modes=modes)
+        return Channels(probe, expected.example, modes=modes, tied=True)
 
 
 def _scores(channels: Channels, model: nn.Module, importance: str) -> Tensor:

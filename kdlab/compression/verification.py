@@ -18,8 +18,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
 from kdlab.compression.kinds import check_kinds
+from kdlab.compression.quantized import check_not_quantized
 from kdlab.models import logits_of
-from kdlab.models.modes import device_of
+from kdlab.models.modes import check_initialised, device_of, uncompiled
 
 REPORT = "compression_report"  # the attribute of a compressed model that `report` reads
 
@@ -143,15 +144,8 @@ def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
             quantized, lazy or complex.
     """
     check_open(model)
-    with torch.inference_mode(False):
-        try:
-            whole = _uncompiled(copy.deepcopy(model, _computed(model)))
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"model: got a {type(model).__name__} that cannot be copied ({_first(error)}), "
-                "expected one that copy.deepcopy copies; detach the tensors that it holds"
-            ) from error
-        return whole, _bake(whole)
+    whole = plain_names(model)
+    return whole, _bake(whole)
 
 
 def _computed(model: nn.Module) -> dict[int, Any]:
@@ -163,7 +157,8 @@ def _computed(model: nn.Module) -> dict[int, Any]:
 
 def check_open(model: nn.Module) -> None:
     """Raise ValueError unless the layers of this model are PyTorch's, real and initialised."""
-    check_kinds(model=model)
+    check_not_quantized(model)
+    check_initialised(model)
     for path, module in model.named_modules():
         kind = type(module).__name__
         at = f" in the layer {path!r}" if path else ""
@@ -183,11 +178,6 @@ def check_open(model: nn.Module) -> None:
             if weight is None:
                 continue
             full = f"{path}.{name}" if path else name
-            if isinstance(weight, nn.parameter.UninitializedTensorMixin):
-                raise ValueError(
-                    f"model: got {full} without a shape (a {kind}), expected weights; run one "
-                    "forward first, which initialises lazy layers"
-                )
             if type(weight.data) is not Tensor:
                 raise ValueError(
                     f"model: got {full} as a {type(weight.data).__name__}, expected floats; it "
@@ -200,11 +190,21 @@ def check_open(model: nn.Module) -> None:
                 )
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
-    """What ``torch.compile`` wrapped, or the model itself."""
-    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-        model = inner
-    return model
+def plain_names(model: nn.Module) -> nn.Module:
+    """A copy without what ``torch.compile`` put around it or its parts; nothing else changes.
+
+    Raises:
+        ValueError: it cannot be copied, or has lazy layers without weights.
+    """
+    check_initialised(model)
+    with torch.inference_mode(False):
+        try:
+            return _uncompiled(copy.deepcopy(model, _computed(model)))
+        except Exception as error:
+            raise ValueError(
+                f"model: got a {type(model).__name__} that cannot be copied ({_first(error)}), "
+                "expected one that copy.deepcopy copies; detach the tensors that it holds"
+            ) from error
 
 
 def _uncompiled(whole: nn.Module) -> nn.Module:
@@ -278,8 +278,9 @@ def logits(
         running.pop()
 
     for module in probe.modules():
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave)
+        if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+            module.register_forward_pre_hook(enter)
+            module.register_forward_hook(leave)
     devices = [device_of(probe)] if device_of(probe).type == "cuda" else []
     try:
         with torch.random.fork_rng(devices), torch.no_grad():
@@ -400,7 +401,7 @@ def check_steady(model: nn.Module, example: Tensor) -> Tensor:
             f"model: got inputs {list(example.shape)} with which {failure}; expected ones that it "
             "takes; try model(inputs) by itself"
         ) from failure
-    if not torch.equal(first, second):
+    if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
         raise ValueError(
             "model: got other logits in a second run in eval mode, expected the same; what is "
             "random has to look at self.training, as F.dropout(x, training=self.training) does"
@@ -420,6 +421,8 @@ def naming(who: str) -> Iterator[None]:
     except ImportError:
         raise
     except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith("model: "):
+            raise
         raise ValueError(
             f"model: got a forward that {who} cannot follow ({type(error).__name__}: "
             f"{_first(error)}), expected operations that it knows; leave out this step"
