@@ -125,6 +125,7 @@ def check_trainable(model: Any, name: str = "model") -> None:
         raise ValueError(
             f"{name}: got {type(model).__name__}, expected a torch.nn.Module with parameters"
         )
+    model = unwrapped(model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for key, why, expected in (_unfit(key, tensor) for key, tensor in tensors.items()):
         if why:

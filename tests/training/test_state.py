@@ -289,6 +289,7 @@ def test_a_learning_rate_in_a_tensor_is_no_other_checkpoint(tmp_path, monkeypatc
             train(path, make_cnn(DATA), [interrupt_at(1, 1)], compile=first)
         resumed = make_cnn(DATA, 5)
         train(path, resumed, compile=not first)
+        assert isinstance(stored(path)["optimizer"]["param_groups"][0]["lr"], float) is first
         assert distance(resumed, whole) < 1e-5
 
 
