@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -34,7 +35,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
 def check_initialised(model: nn.Module) -> None:
     """Raise ValueError for a lazy layer that has no weights yet."""
     for name, weight in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(weight, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(weight):
             raise ValueError(
                 f"model: got {name} without a shape, expected weights; run one forward first, "
                 "which initialises lazy layers"
