@@ -105,11 +105,6 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """Return the dtype in which what belongs to a model's layers is computed."""
-    return compute_dtype(*(p for p in model.parameters() if p.is_floating_point()))
-
-
 def connector(student: torch.Size, teacher: torch.Size) -> nn.Sequential:
     """Return a trainable map to the teacher's channels: 1×1 convolution and batch norm."""
     return nn.Sequential(
@@ -123,3 +118,20 @@ def deepest_first(values: Sequence[Tensor]) -> Tensor:
     The deepest, which is the last, has the weight 1.
     """
     return torch.stack([v * 0.5**depth for depth, v in enumerate(reversed(values))]).sum()
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the dtype in which what belongs to a model's layers is computed."""
+    return compute_dtype(*(p for p in model.parameters() if p.is_floating_point()))
+
+
+def inputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return samples on the device and, if they are no token numbers, in the dtype of a model."""
+    weights = (p for p in model.parameters() if p.is_floating_point())
+    dtype = next(weights, inputs).dtype if inputs.is_floating_point() else inputs.dtype
+    return inputs.to(device_of(model), dtype)
+
+
+def example_for(model: nn.Module, train: Split, count: int = 2) -> Tensor:
+    """Return the first samples, for a dry run of a model."""
+    return inputs_of(model, train.x[:count])

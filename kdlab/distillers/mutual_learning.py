@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from kdlab.datasets import Split
 from kdlab.distillers.base import Distiller, Outputs
-from kdlab.distillers.connectors import device_of, dtype_of
-from kdlab.losses import hard_label_loss, soft_target_loss
+from kdlab.distillers.connectors import dtype_of, example_for, inputs_of
+from kdlab.losses import soft_target_loss
 from kdlab.losses.checks import check_kind, check_positive, check_weight
 from kdlab.models import logits_of
+from kdlab.models.modes import device_of
 
 
 class MutualLearning(Distiller):
@@ -73,11 +74,14 @@ class MutualLearning(Distiller):
         if self.peer is None or student.inputs is None:
             missing = "the peer has not been made" if self.peer is None else "no images came"
             raise ValueError(f"peer: {missing}, expected both; train with fit, which sees to it")
-        mine, theirs = student.logits, logits_of(self.peer(student.inputs), "peer")
+        mine, theirs = (
+            student.logits,
+            logits_of(self.peer(inputs_of(self.peer, student.inputs)), "peer"),
+        )
         return {
-            "hard": hard_label_loss(mine, targets),
+            "hard": student.label_loss(targets),
             "mutual": self.weight * soft_target_loss(mine, theirs, self.temperature),
-            "peer_hard": hard_label_loss(theirs, targets),
+            "peer_hard": student.label_loss(targets, logits=theirs),
             "peer_mutual": self.weight * soft_target_loss(theirs, mine, self.temperature),
         }
 
@@ -111,7 +115,7 @@ def check_peer(peer: nn.Module, student: nn.Module, train: Split) -> None:
             f"peer: got a model of {dtype_of(peer)}, expected the student's {dtype_of(student)}; "
             "convert it, as in peer.to(torch.float32)"
         )
-    images = train.x[:2].to(device_of(student))
+    images = example_for(student, train)
     wanted = logits_of(student(images), "model").shape
     try:
         shape = logits_of(peer(images), "peer").shape

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from kdlab.datasets import Split
 from kdlab.distillers.base import Distiller, Outputs, check_fraction, teacher_logits
-from kdlab.distillers.connectors import device_of, dtype_of
-from kdlab.losses import hard_label_loss, hard_target_loss, soft_target_loss
+from kdlab.distillers.connectors import dtype_of, example_for
+from kdlab.losses import hard_target_loss, soft_target_loss
 from kdlab.losses.checks import check_positive
 from kdlab.models import Taps, logits_of
 from kdlab.models.exits import mean_over_places
+from kdlab.models.modes import device_of
 
 AVERAGES = ("probabilities", "logits")
 
@@ -72,7 +73,7 @@ class TwoHeads(Distiller):
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
         """Build the second head, or look at the one that the student has."""
         with Taps(student, [self._path]) as taps:
-            logits = logits_of(student(train.x[:2].to(device_of(student))), "model")
+            logits = logits_of(student(example_for(student, train)), "model")
             read = taps[self._path]
         if self.head is not None:
             if read.shape != logits.shape:
@@ -97,7 +98,7 @@ class TwoHeads(Distiller):
         """Return the terms ``hard`` and ``choice``, or ``soft`` with a temperature."""
         said = teacher_logits(teacher, self)
         second = second_logits(self.second, student.taps[self._path])
-        terms = {"hard": (1 - self.alpha) * hard_label_loss(student.logits, targets)}
+        terms = {"hard": (1 - self.alpha) * student.label_loss(targets)}
         if self.temperature is None:
             terms["choice"] = self.alpha * hard_target_loss(second, said)
         else:

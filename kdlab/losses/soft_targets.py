@@ -5,8 +5,6 @@ averaged over the samples; ``reduction="none"`` gives one value per sample ``[B]
 side is detached; half precision is computed, and returned, in float32. Lesson 01 derives them.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +20,7 @@ from kdlab.losses.checks import (
     prepare,
     reduce,
 )
+from kdlab.losses.divergence_kinds import jensen_shannon_divergence, reverse_divergence
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -33,17 +32,16 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def _reverse(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return kl_divergence(log_q, log_p)
+def _forward_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    log_p = F.log_softmax(teacher / temperature, dim=-1)
+    return kl_divergence(log_p, F.log_softmax(student / temperature, dim=-1))
 
 
-def _jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return 0.5 * (kl_divergence(log_p, log_m) + kl_divergence(log_q, log_m))
-
-
-# between the log-probabilities of teacher and student
-DIVERGENCES = {"forward": kl_divergence, "reverse": _reverse, "jensen-shannon": _jensen_shannon}
+DIVERGENCES = {
+    "forward": _forward_divergence,
+    "reverse": reverse_divergence,
+    "jensen-shannon": jensen_shannon_divergence,
+}
 
 
 def check_divergence(divergence: str) -> None:
@@ -97,9 +95,7 @@ def soft_target_loss(
     if mask is not None:
         check_mask(mask, student)
     student, teacher = prepare(student, teacher, mask)
-    values = temperature**2 * DIVERGENCES[divergence](
-        F.log_softmax(teacher / temperature, dim=-1), F.log_softmax(student / temperature, dim=-1)
-    )
+    values = temperature**2 * DIVERGENCES[divergence](student, teacher, temperature)
     takes_part = mask
     if mask is not None and mask.dim() == 2:
         takes_part = mask.any(-1)

@@ -767,9 +767,18 @@ def test_a_gate_inside_and_what_asks_in_prepare_see_the_students_classes():
     ],
 )
 def test_a_mapping_that_does_not_fit_is_refused_before_training(classes, parts):
-    student, teacher = cnn(4, 1, classes=3), cnn(6, 2, classes=5)
+    student, teacher = net(classes=3), net(classes=5)
+    before = weights(student)
+    data = replace(DIGITS, classes=tuple("abc"), train=replace(DIGITS.train, y=DIGITS.train.y % 3))
     with says("classes: ", *parts):
-        prepared(ClassMapping(SoftTargets(), classes), student, teacher, images(6))
+        fit(student, data, ClassMapping(SoftTargets(), classes), teacher=teacher, **SHORT)
+    assert same(weights(student), before)
+
+
+def test_a_mapping_of_many_classes_is_checked_in_little_time():
+    """fit and study look at it in every step."""
+    logits = torch.zeros(1, 20_000)
+    assert losses.map_classes(logits, range(19_999, -1, -1)).shape == logits.shape
 
 
 def test_a_mapping_shows_itself_and_wants_what_its_method_wants():
