@@ -20,7 +20,7 @@ from kdlab.distillers.base import (
 )
 from kdlab.distillers.connectors import pair_shapes
 from kdlab.losses import hint_loss, soft_target_loss
-from kdlab.losses.checks import check_positive, check_weight
+from kdlab.losses.checks import check_temperature, check_weight
 from kdlab.models.exits import exit_heads, padding_mask
 
 BALANCES = ("equal", "loss")
@@ -71,7 +71,7 @@ class DeepSupervision(LayerDistiller):
         balance: str | Sequence[float] = "equal",
     ) -> None:
         super().__init__(layers, weight)
-        check_positive("temperature", temperature)
+        check_temperature("temperature", temperature)
         check_weight("feature_weight", feature_weight)
         self.temperature = temperature
         self.alpha = check_fraction("alpha", alpha)

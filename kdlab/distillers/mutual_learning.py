@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.base import Distiller, Outputs
-from kdlab.distillers.connectors import dtype_of, example_for, inputs_of
+from kdlab.distillers.adapters import example_of
+from kdlab.distillers.base import Distiller, Outputs, computing_dtype
 from kdlab.losses import soft_target_loss
 from kdlab.losses.checks import check_kind, check_positive, check_weight
 from kdlab.models import logits_of
-from kdlab.models.modes import device_of
+from kdlab.models.modes import device_of, inputs_for
 
 
 class MutualLearning(Distiller):
@@ -76,7 +76,7 @@ class MutualLearning(Distiller):
             raise ValueError(f"peer: {missing}, expected both; train with fit, which sees to it")
         mine, theirs = (
             student.logits,
-            logits_of(self.peer(inputs_of(self.peer, student.inputs)), "peer"),
+            logits_of(self.peer(inputs_for(self.peer, student.inputs)), "peer"),
         )
         return {
             "hard": student.label_loss(targets),
@@ -110,15 +110,16 @@ def redrawn(model: nn.Module) -> nn.Module:
 
 def check_peer(peer: nn.Module, student: nn.Module, train: Split) -> None:
     """Raise ValueError unless a peer answers like the student, with other weights."""
-    if dtype_of(peer) != dtype_of(student):
+    own, wanted_dtype = computing_dtype(peer), computing_dtype(student)
+    if own != wanted_dtype:
         raise ValueError(
-            f"peer: got a model of {dtype_of(peer)}, expected the student's {dtype_of(student)}; "
-            "convert it, as in peer.to(torch.float32)"
+            f"peer: got a model of {own}, expected the student's {wanted_dtype}; convert it, as in "
+            "peer.to(torch.float32)"
         )
-    images = example_for(student, train)
+    images = inputs_for(student, example_of(train))
     wanted = logits_of(student(images), "model").shape
     try:
-        shape = logits_of(peer(images), "peer").shape
+        shape = logits_of(peer(inputs_for(peer, images)), "peer").shape
     except Exception as error:
         raise ValueError(
             f"peer: got {type(error).__name__} on {list(images.shape)} ({error!s:.200}), "

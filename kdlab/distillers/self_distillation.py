@@ -11,7 +11,7 @@ from kdlab.datasets import Split
 from kdlab.distillers.adapters import shapes
 from kdlab.distillers.base import Distiller, Outputs, check_fraction
 from kdlab.losses import hint_loss, soft_target_loss
-from kdlab.losses.checks import check_positive, check_weight
+from kdlab.losses.checks import check_temperature, check_weight
 from kdlab.models.exits import ExitHead, exit_heads, padding_mask
 
 
@@ -61,7 +61,7 @@ class SelfDistillation(Distiller):
         embedding: str = "head:input",
     ) -> None:
         super().__init__()
-        check_positive("temperature", temperature)
+        check_temperature("temperature", temperature)
         check_weight("feature_weight", feature_weight)
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
         if not self.layers:

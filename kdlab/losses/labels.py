@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlab.losses.checks import (
+    UNLABELLED,
     check_logits,
     check_reduction,
     check_targets,
@@ -50,18 +51,18 @@ def hard_label_loss(
     labelled = targets >= 0
     logits = student.to(compute_dtype(student)).where(labelled.unsqueeze(-1), 0.0)
     log_p = F.log_softmax(logits, dim=-1)
-    labels = targets.clamp(min=0)
-    weighted = log_p
+    weights = None
     if class_weights is not None:
         check_class_weights(class_weights, student.shape[-1])
         weights = class_weights.to(log_p)
-        weighted = log_p * weights
-    values = -weighted.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    values = F.nll_loss(log_p, targets, weights, ignore_index=UNLABELLED, reduction="none")
     if label_smoothing > 0:
-        values = (1 - label_smoothing) * values - label_smoothing * weighted.mean(-1)
-    if class_weights is None or reduction == "none":
+        values = (1 - label_smoothing) * values - label_smoothing * (
+            log_p if weights is None else log_p * weights
+        ).mean(-1)
+    if weights is None or reduction == "none":
         return reduce(values, labelled, reduction, weighted=False)
-    total = weights[labels].where(labelled, 0.0).sum()
+    total = weights[targets.clamp(min=0)].where(labelled, 0.0).sum()
     return values.where(labelled, 0.0).sum() / total.where(total > 0, 1.0)
 
 

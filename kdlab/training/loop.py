@@ -37,6 +37,7 @@ from kdlab.training.device import (
 from kdlab.training.distributed import Alone, Ranks, join
 from kdlab.training.divergence import LastGood
 from kdlab.training.history import History, Run
+from kdlab.training.identity import describe, describe_trained, fingerprint
 from kdlab.training.interrupt import Stop
 from kdlab.training.predict import Forward, visiting
 from kdlab.training.progress import Progress
@@ -44,7 +45,7 @@ from kdlab.training.rehearsal import SAMPLES, check_outputs, check_shared, rehea
 from kdlab.training.shared_step import SharedStep
 from kdlab.training.state import State
 from kdlab.training.step import Step
-from kdlab.training.teacher_outputs import TeacherOutputs, fingerprint
+from kdlab.training.teacher_outputs import TeacherOutputs
 from kdlab.words import check_known
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -271,7 +272,8 @@ def fit(
         if checkpoint is not None or ranks.size > 1:
             identity = asdict(plan) | _identity(model, data, distiller, teacher)
             identity |= {"optimizer": optimizer, "weight_decay": weight_decay}
-            identity |= {"augment": repr(augment), "clip": clip, "micro_batch": micro_batch}
+            identity |= {"augment": describe(augment, "augment"), "clip": clip}
+            identity |= {"output": describe(output, "output"), "micro_batch": micro_batch}
             identity |= {"class_weights": None if weights is None else weights.tolist()}
             identity |= {"update_frozen_norms": update_frozen_norms}
         ranks.check(size, identity, distiller)
@@ -532,11 +534,10 @@ def _check(
 def _identity(
     model: nn.Module, data: Data, distiller: Distiller | None, teacher: nn.Module | None
 ) -> dict[str, Any]:
-    shapes = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
     return {
-        "model": f"{type(model).__name__} {shapes}",
+        **describe_trained(model, "model"),
+        **describe_trained(distiller, "distiller", model),
         "data": data.fingerprint,
-        "distiller": repr(distiller),
         "teacher": fingerprint(teacher) if teacher is not None else None,
     }
 
