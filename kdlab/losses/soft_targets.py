@@ -32,7 +32,6 @@ from kdlab.losses.divergences import (
     tempered_divergence,
 )
 
-
 # from the logits of student and teacher, without T²
 DIVERGENCES = {
     "forward": tempered_divergence,
