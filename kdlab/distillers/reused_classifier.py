@@ -14,7 +14,7 @@ from kdlab.distillers.connectors import given, map_shapes
 from kdlab.losses import hint_loss
 from kdlab.losses.checks import check_count, compute_dtype
 from kdlab.models import Taps, logits_of
-from kdlab.models.modes import device_of, inputs_for, uncompiled
+from kdlab.models.modes import as_written, device_of, inputs_for
 from kdlab.models.taps import check_path
 
 IMAGES = 64  # of the teacher's features, to see whether they are ever negative
@@ -165,7 +165,7 @@ class ReusedAnswer(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits ``[B, C]``."""
-        with uncompiled(), Taps(self.model, [self.path]) as taps:
+        with as_written(self.model), Taps(self.model, [self.path]) as taps:
             self.model(inputs)
             read = taps[self.path]
         features = read.mT if self.rows else read

@@ -14,7 +14,7 @@ from kdlab.losses import hard_target_loss, soft_target_loss
 from kdlab.losses.checks import check_positive
 from kdlab.models import Taps, logits_of
 from kdlab.models.exits import mean_over_places
-from kdlab.models.modes import device_of, inputs_for, uncompiled
+from kdlab.models.modes import as_written, device_of, inputs_for
 
 AVERAGES = ("probabilities", "logits")
 
@@ -145,7 +145,7 @@ class BothHeads(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits ``[B, C]``."""
-        with uncompiled(), Taps(self.model, [self.path]) as taps:
+        with as_written(self.model), Taps(self.model, [self.path]) as taps:
             first = logits_of(self.model(inputs))
             read = taps[self.path]
         second = second_logits(self.second, read.mT if self.rows else read)
