@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kdlab.datasets import Split
 from kdlab.distillers.adapters import rows_of, shapes
+from kdlab.losses import hard_label_loss
 from kdlab.losses.checks import check_weight, compute_dtype
 from kdlab.models.modes import device_of, uncompiled
 
@@ -32,6 +33,7 @@ class Outputs:
         index: which training images they are, ``[B]`` int64; for methods that remember images.
         progress: the share of all steps that are done, 0 in the first and below 1 in the last;
             for methods that follow a schedule.
+        class_weights: by which the labels' classes count, ``[C]``; None for all alike.
     """
 
     logits: Tensor
@@ -39,6 +41,24 @@ class Outputs:
     inputs: Tensor | None = None
     index: Tensor | None = None
     progress: float = 0.0
+    class_weights: Tensor | None = None
+
+    def label_loss(
+        self, targets: Tensor, label_smoothing: float = 0.0, logits: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of these logits, or of other ones, on the labels, as the run weighs it.
+
+        Args:
+            targets: ``[B]`` int64, -1 unlabelled.
+            label_smoothing: from 0 to 1.
+            logits: of another head of the same model.
+        """
+        return hard_label_loss(
+            self.logits if logits is None else logits,
+            targets,
+            label_smoothing,
+            class_weights=self.class_weights,
+        )
 
 
 class Distiller(nn.Module):

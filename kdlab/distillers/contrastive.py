@@ -11,7 +11,7 @@ from kdlab.datasets import Split
 from kdlab.distillers.base import LayerDistiller, Layers, Outputs
 from kdlab.distillers.connectors import pair_shapes
 from kdlab.losses import contrastive_loss
-from kdlab.losses.checks import check_count, check_positive, check_weight, unit
+from kdlab.losses.checks import check_count, check_temperature, check_weight, unit
 
 
 class Contrastive(LayerDistiller):
@@ -73,7 +73,7 @@ class Contrastive(LayerDistiller):
             )
         check_count("negatives", negatives)
         check_count("dimension", dimension)
-        check_positive("temperature", temperature)
+        check_temperature("temperature", temperature)
         check_weight("momentum", momentum, highest=1.0)
         self.negatives = negatives
         self.dimension = dimension

@@ -20,8 +20,8 @@ from kdlab.distillers.base import (
 )
 from kdlab.distillers.gate_networks import build_network, take_examples, train_mixture
 from kdlab.distillers.gates import seen_images, weights_of
-from kdlab.losses import hard_label_loss, soft_target_loss
-from kdlab.losses.checks import check_count, check_positive, check_weight, compute_dtype
+from kdlab.losses import soft_target_loss
+from kdlab.losses.checks import check_count, check_temperature, check_weight, compute_dtype
 from kdlab.losses.gates import confidence_aware_weights
 from kdlab.models.modes import device_of
 from kdlab.words import check_known
@@ -215,7 +215,7 @@ class GatedTeachers(Distiller):
         self, gate: str | TeachersGate = "mean", temperature: float = 4.0, alpha: float = 0.9
     ) -> None:
         super().__init__()
-        check_positive("temperature", temperature)
+        check_temperature("temperature", temperature)
         if isinstance(gate, str):
             check_known("gate", gate, TEACHERS)
             gate = TEACHERS[gate]()
@@ -258,7 +258,7 @@ class GatedTeachers(Distiller):
         )
         self._measured = _what_it_did(weights.detach(), members, targets)
         return {
-            "hard": (1 - self.alpha) * hard_label_loss(student.logits, targets),
+            "hard": (1 - self.alpha) * student.label_loss(targets),
             "soft": self.alpha * (weights * values).sum(1).mean(),
         }
 

@@ -17,7 +17,8 @@ from kdlab.distillers.connectors import (
     read_maps,
 )
 from kdlab.losses import batch_norm_margin, overhaul_loss
-from kdlab.models.taps import modules_of
+from kdlab.models.modes import device_of
+from kdlab.models.positions import norm_before
 
 BATCH = 256
 
@@ -25,10 +26,11 @@ BATCH = 256
 class Overhaul(LayerDistiller):
     """``weight · Σ_layers 2^−depth ·`` partial squared distance to the teacher's margin ReLU.
 
-    Both layers are read *before* the activation in which they end (as they are, if they end in
-    none). The student's pass a connector, a trained 1×1 convolution with batch norm; maps of
-    different sizes are compared at the smaller one. The deepest layer counts in full, each one
-    before it half as much.
+    Both layers are read *before* the activation that follows, as `kdlab.models.preactivation` finds
+    it: what goes into their last ReLU, in a Wide ResNet what comes out of the next block's norm, in
+    MobileNetV2 the linear bottleneck. The student's pass a connector, a trained 1×1 convolution
+    with batch norm; maps of different sizes are compared at the smaller one. The deepest layer
+    counts in full, each one before it half as much.
 
     The margin of a channel is the mean of the teacher's negative values. Where a batch norm feeds
     the activation it is computed from the norm's parameters (`batch_norm_margin`); elsewhere,
@@ -77,20 +79,10 @@ class Overhaul(LayerDistiller):
 
 def margin_before(teacher: nn.Module, tap: str, train: Split) -> Tensor:
     """Return the mean ``[c]`` of a layer's negative values, from a batch norm or from images."""
-    norm = norm_before(teacher, tap)
-    return measured_margin(teacher, tap, train) if norm is None else batch_norm_margin(norm)
-
-
-def norm_before(model: nn.Module, tap: str) -> nn.Module | None:
-    """Return the batch norm whose output the path ``...:input`` reads, if they stand in a row."""
-    path = tap.removesuffix(":input")
-    parent, _, name = path.rpartition(".")
-    row = modules_of(model).get(parent, model)
-    if path == tap or not isinstance(row, nn.Sequential):
-        return None
-    names = [child for child, _ in row.named_children()]
-    before = row[names.index(name) - 1] if names.index(name) else None
-    return before if isinstance(before, nn.BatchNorm2d) and before.affine else None
+    norm = norm_before(teacher, tap, train.x[:1].to(device_of(teacher)))
+    if isinstance(norm, nn.BatchNorm2d) and norm.affine:
+        return batch_norm_margin(norm)
+    return measured_margin(teacher, tap, train)
 
 
 @torch.no_grad()

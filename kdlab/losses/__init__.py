@@ -19,6 +19,7 @@ from kdlab.losses.boundaries import (
 )
 from kdlab.losses.channel_gates import channel_gated_hint_loss
 from kdlab.losses.checks import unchecked_values, weighted_samples
+from kdlab.losses.divergences import kl_divergence
 from kdlab.losses.features import (
     attention_map,
     attention_transfer_loss,
@@ -49,9 +50,18 @@ from kdlab.losses.gradients import (
     sobolev_loss,
 )
 from kdlab.losses.labels import hard_label_loss
+from kdlab.losses.logits import (
+    batch_relation_loss,
+    class_relation_loss,
+    hard_target_loss,
+    logit_matching_loss,
+    map_classes,
+)
 from kdlab.losses.relations import (
     contrastive_loss,
     correlation_congruence_loss,
+    instance_edge_loss,
+    instance_transformation_loss,
     probabilistic_transfer_loss,
     relational_angle_loss,
     relational_distance_loss,
@@ -60,7 +70,6 @@ from kdlab.losses.relations import (
 from kdlab.losses.soft_targets import (
     decoupled_loss,
     dist_loss,
-    kl_divergence,
     soft_target_loss,
     standardize_logits,
     ttm_loss,
@@ -73,9 +82,11 @@ __all__ = [
     "attention_score_loss",
     "attention_transfer_loss",
     "batch_norm_margin",
+    "batch_relation_loss",
     "better_gate",
     "channel_gated_hint_loss",
     "channel_wise_loss",
+    "class_relation_loss",
     "confidence_aware_weights",
     "confidence_gate",
     "contrastive_loss",
@@ -90,12 +101,17 @@ __all__ = [
     "gate_counts",
     "gradient_attention_loss",
     "hard_label_loss",
+    "hard_target_loss",
     "hidden_state_loss",
     "hierarchical_context_loss",
     "hint_loss",
     "input_gradient",
+    "instance_edge_loss",
+    "instance_transformation_loss",
     "jacobian_matching_loss",
     "kl_divergence",
+    "logit_matching_loss",
+    "map_classes",
     "margin_gate",
     "median_gate",
     "mixture_loss",

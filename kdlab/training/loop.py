@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Data
+from kdlab.datasets.checks import check_inputs, check_labels
 from kdlab.datasets.views import Augmentation
 from kdlab.distillers import Distiller
 from kdlab.losses.checks import check_kind, check_positive, unchecked_values
+from kdlab.losses.labels import check_class_weights
 from kdlab.metrics import accuracy, negative_log_likelihood
 from kdlab.models import WithOutput
 from kdlab.models.modes import device_of
@@ -36,6 +38,7 @@ from kdlab.training.device import (
 from kdlab.training.distributed import Alone, Ranks, join
 from kdlab.training.divergence import LastGood
 from kdlab.training.history import History, Run
+from kdlab.training.identity import check_trainable, describe, describe_trained, fingerprint
 from kdlab.training.interrupt import Stop
 from kdlab.training.predict import Forward, visiting
 from kdlab.training.progress import Progress
@@ -43,7 +46,7 @@ from kdlab.training.rehearsal import SAMPLES, check_outputs, check_shared, rehea
 from kdlab.training.shared_step import SharedStep
 from kdlab.training.state import State
 from kdlab.training.step import Step
-from kdlab.training.teacher_outputs import TeacherOutputs, fingerprint
+from kdlab.training.teacher_outputs import TeacherOutputs
 from kdlab.words import check_known
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -226,6 +229,7 @@ def fit(
     check_budget(epochs, batch_size, lr, optimizer, weight_decay, seed)
     drops = check_schedule(schedule, milestones, lr_decay, warm_up, int(epochs))
     _check_options(clip, micro_batch, output)
+    weights = _class_weights(class_weights, data)
     teacher = _check(model, data, distiller, teacher, augment, views, compile)
     ranks, target = join(pick_device(device))
     dtype = pick_precision(precision, target)
@@ -253,12 +257,12 @@ def fit(
         stack.enter_context(unchecked_values())
         seed_generators(plan.seed, target)
         stack.callback(lambda: model.to(home).eval())
-        batches = Batches(data.train, augment, target, size)
+        batches = Batches(data.train, augment, target, size, weights)
         modules = {"model": model.to(target)}
         first = data.train.x[: min(size, SAMPLES)]
         check_outputs(Forward(model, output), first, data.num_classes, target)
         if teacher is not None:
-            check_outputs(Forward(teacher, output, "teacher"), first, None, target)
+            check_outputs(Forward(teacher, output, "teacher"), data.train.x[:64], None, target)
         if distiller is not None:
             with torch.no_grad(), visiting(model, target), visiting(teacher, target):
                 distiller.prepare(model, teacher, data.train)
@@ -269,7 +273,10 @@ def fit(
         if checkpoint is not None or ranks.size > 1:
             identity = asdict(plan) | _identity(model, data, distiller, teacher)
             identity |= {"optimizer": optimizer, "weight_decay": weight_decay}
-            identity |= {"augment": repr(augment)}
+            identity |= {"augment": describe(augment, "augment"), "clip": clip}
+            identity |= {"output": describe(output, "output"), "micro_batch": micro_batch}
+            identity |= {"class_weights": None if weights is None else weights.tolist()}
+            identity |= {"update_frozen_norms": update_frozen_norms}
         ranks.check(size, identity, distiller)
         update = OPTIMIZERS[optimizer](
             [p for module in modules.values() for p in module.parameters() if p.requires_grad],
@@ -437,6 +444,20 @@ def _check_options(clip: float | None, micro_batch: int | None, output: Output |
         )
 
 
+def _class_weights(given: Sequence[float] | Tensor | None, data: Data) -> Tensor | None:
+    if given is None:
+        return None
+    try:
+        weights = torch.as_tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"class_weights: got {given!r:.80}, expected {data.num_classes} numbers, one for each "
+            "class"
+        ) from error
+    check_class_weights(weights, data.num_classes)
+    return weights
+
+
 def _check_count(name: str, value: int, least: int) -> None:
     if (
         isinstance(value, bool)
@@ -456,7 +477,6 @@ def _check(
     compile: bool,
 ) -> nn.Module | None:
     """Raise ValueError that names what does not fit; return the teacher as a module."""
-    check_kind("model", model, nn.Module, "a torch.nn.Module; of a pair, give the first")
     check_kind("data", data, Data, "a data set, such as kdlab.datasets.load('digits')")
     check_kind(
         "distiller",
@@ -464,6 +484,9 @@ def _check(
         Distiller | None,
         "a method such as SoftTargets(), not the class, not a name; None for the labels alone",
     )
+    check_trainable(model)
+    check_labels(data)
+    check_inputs(data)
     if views is not None:
         _check_count("views", views, 1)
     if views and views > 1 and augment is None:
@@ -509,11 +532,10 @@ def _check(
 def _identity(
     model: nn.Module, data: Data, distiller: Distiller | None, teacher: nn.Module | None
 ) -> dict[str, Any]:
-    shapes = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
     return {
-        "model": f"{type(model).__name__} {shapes}",
+        **describe_trained(model, "model"),
+        **describe_trained(distiller, "distiller", model),
         "data": data.fingerprint,
-        "distiller": repr(distiller),
         "teacher": fingerprint(teacher) if teacher is not None else None,
     }
 

@@ -8,15 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from kdlab.models.taps import without_graph
 from kdlab.training.device import forked_generators
 from kdlab.training.predict import Forward, visiting
 from kdlab.training.step import Step, shared_parameters
-
-
-def without_graph(taps: object) -> dict[str, str]:
-    """Placeholder until kdlab.models.taps has it."""
-    return {}
-
 
 SAMPLES = 4  # few, but enough for relations between images
 
@@ -63,6 +58,8 @@ def rehearse(step: Step, count: int, classes: int, device: torch.device) -> None
         with restored(step.trained, device):
             step.train()
             _try(step, index, classes)
+    except torch.OutOfMemoryError:
+        pass  # the step itself knows what to do
     finally:
         step.forward.call = call
         step.optimizer.zero_grad(set_to_none=True)
