@@ -13,11 +13,11 @@ import kdlab
 
 PACKAGE = Path(kdlab.__file__).parent
 NAMES = {
-    *("model", "models", "student", "teacher", "distiller", "pruned", "module", "network", "net"),
+    *("model", "student", "teacher", "distiller", "pruned", "module", "network", "net"),
     *("nested", "method", "widest", "layer", "head", "gate", "backbone"),
-    *("data", "split", "train", "examples"),
+    *("split", "train", "examples"),
 }
-KINDS = ("Module", "Distiller", "Gate", "Split", "Data", "Nested")  # in an annotation
+KINDS = ("nn.Module", "Module", "Distiller", "Gate", "Split", "Data", "Nested")  # in an annotation
 
 
 def asked(tree):
@@ -41,7 +41,7 @@ def kinds(tree):
         annotation = getattr(node, "annotation", None)
         if annotation is None:
             continue
-        parts = [part.strip().rpartition(".")[2] for part in ast.unparse(annotation).split("|")]
+        parts = [part.strip() for part in ast.unparse(annotation).split("|")]
         if any(part in KINDS for part in parts):
             target = getattr(node, "target", None)
             yield node.arg if isinstance(node, ast.arg) else getattr(target, "id", "")
@@ -49,15 +49,12 @@ def kinds(tree):
 
 def plain(tree):
     """Names that are annotated as text, number or the like: these may be asked."""
+    simple = {"str", "int", "float", "bool", "None"}
     for node in ast.walk(tree):
-        if isinstance(node, ast.arg) and node.annotation is not None:
-            if set(ast.unparse(node.annotation).split(" | ")) <= {
-                "str",
-                "int",
-                "float",
-                "bool",
-                "None",
-            }:
+        annotation = getattr(node, "annotation", None)
+        if isinstance(node, ast.arg) and annotation is not None:
+            kind = set(ast.unparse(annotation).split(" | "))
+            if kind <= simple or "list" in ast.unparse(annotation).lower():
                 yield node.arg
 
 

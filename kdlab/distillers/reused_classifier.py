@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.adapters import as_map, match_size, resize
+from kdlab.distillers.adapters import as_map, match_size, read_features, resize, rows_of
 from kdlab.distillers.base import LayerDistiller, Layers, Outputs
 from kdlab.distillers.connectors import dtype_of, given, map_shapes
 from kdlab.losses import hint_loss
 from kdlab.losses.checks import check_count, compute_dtype
 from kdlab.models import Taps, logits_of
-from kdlab.models.modes import device_of
+from kdlab.models.modes import device_of, inputs_for
 from kdlab.models.taps import check_path
 
 IMAGES = 64  # of the teacher's features, to see whether they are ever negative
@@ -78,9 +78,10 @@ class ReusedClassifier(LayerDistiller):
         ((mine, theirs),) = map_shapes(self.layers, student, teacher, train)
         self.reused = copy.deepcopy(checked_classifier(teacher, self.classifier))
         self.reused.requires_grad_(False).eval()
-        with Taps(teacher, [path]) as taps:
-            logits = logits_of(teacher(train.x[:IMAGES].to(device_of(teacher))), "teacher")
-            features = taps[path]
+        images = train.x[:IMAGES]
+        logits = logits_of(teacher(inputs_for(teacher, images)), "teacher")
+        rows = rows_of(teacher, [path], train)
+        features = read_features(teacher, [path], images, rows)[path]
         check_answer(self.reused, features, logits, path, self.classifier)
         self.size = tuple(min(*sides) for sides in zip(mine[2:], theirs[2:], strict=True))
         self.projector = projector(

@@ -75,6 +75,7 @@ LAYERED = {
     "self_distillation": {"layers": ("stage1", "stage2")},
     "self_attention_relations": {"relations": "hidden", "relation_heads": 2},
     "contrastive": {"layers": "stage2"},
+    "reused_classifier": {"layers": "stage2"},
     "deep_supervision": {"layers": ("stage1", "stage2"), "feature_weight": 1.0},
 }
 ON_LAYERS = [
@@ -87,7 +88,7 @@ REFUSED = {  # what has no meaning: (student, teacher)
 }
 TO_WIDER = {("embedding", form) for form in FORMS if form != "embedding"}
 ONE_PLACE = {pair for pair in PAIRS if "embedding" in pair}
-for name in ("hints", "channel_gated_hints", "deep_supervision"):
+for name in ("hints", "channel_gated_hints", "deep_supervision", "masked_generation"):
     REFUSED[name] = TO_WIDER
 for name in ("attention_links", "attention_transfer", "channel_wise", "neuron_selectivity"):
     REFUSED[name] = ONE_PLACE

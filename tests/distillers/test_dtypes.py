@@ -20,6 +20,9 @@ CASES = {  # student, teacher, data: what the method then computes in
 }
 
 
+REDRAWN = ("mutual_learning",)  # a second student, whose random start depends on the dtype
+
+
 def gradients(name, mine, theirs, data):
     """The method after one backward, and the student's gradients."""
     student, teacher = pair(name)
@@ -43,7 +46,9 @@ def test_every_method_in_every_dtype(name):
         assert {t.dtype for t in own(method)} <= {computes_in}, case
         assert all(bool(g.isfinite().all()) and g.dtype == mine for g in found), case
         assert len(found) == len(usual), case
-        if HALF not in (mine, theirs) and usual:  # the random start of adapters is the same
+        if (
+            HALF not in (mine, theirs) and usual and name not in REDRAWN
+        ):  # the random start of adapters is the same
             got, expected = (
                 torch.cat([g.flatten().double() for g in each]) for each in (found, usual)
             )
