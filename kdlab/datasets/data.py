@@ -89,7 +89,8 @@ class Data:
         for split in (self.train, self.val, self.test):
             for array in (split.x, split.y):
                 digest.update(repr((tuple(array.shape), array.dtype)).encode())
-                digest.update(array.contiguous().cpu().numpy().data.cast("B"))
+                flat = array.detach().cpu().contiguous().reshape(-1)
+                digest.update(flat.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def image(self, x: Tensor) -> np.ndarray:
