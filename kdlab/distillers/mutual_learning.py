@@ -92,20 +92,23 @@ def redrawn(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: a layer with parameters of its own that does not say how it starts.
     """
-    fresh = copy.deepcopy(model)
-    for path, module in fresh.named_modules():
-        if not any(p.requires_grad for p in module.parameters(recurse=False)):
-            continue
-        start = getattr(module, "reset_parameters", None)
-        start = start or getattr(module, "_reset_parameters", None)  # nn.MultiheadAttention's
-        if start is None:
-            raise ValueError(
-                f"peer: got None, but the student's layer {path or 'model'!r} "
-                f"({type(module).__name__}) has no reset_parameters that draws its weights "
-                "anew, expected one; give a second model, as in MutualLearning(peer)"
-            )
-        start()
-    return fresh
+    fresh = copy.deepcopy(model).cpu()
+    with torch.random.fork_rng(devices=[]):
+        # The model may have been drawn with the very seed of this run, in the same order.
+        torch.manual_seed(int(torch.randint(2**62, ())))
+        for path, module in fresh.named_modules():
+            if not any(p.requires_grad for p in module.parameters(recurse=False)):
+                continue
+            start = getattr(module, "reset_parameters", None)
+            start = start or getattr(module, "_reset_parameters", None)  # nn.MultiheadAttention's
+            if start is None:
+                raise ValueError(
+                    f"peer: got None, but the student's layer {path or 'model'!r} "
+                    f"({type(module).__name__}) has no reset_parameters that draws its weights "
+                    "anew, expected one; give a second model, as in MutualLearning(peer)"
+                )
+            start()
+    return fresh.to(device_of(model))
 
 
 def check_peer(peer: nn.Module, student: nn.Module, train: Split) -> None:

@@ -289,6 +289,18 @@ def test_a_peer_is_the_student_drawn_anew_trains_in_training_mode_and_can_be_tak
     assert not any(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_peer_is_another_model_even_where_the_student_was_drawn_with_the_seed_of_the_run(seed):
+    """Else both would be alike for ever, and the term 0."""
+    torch.manual_seed(seed)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    method, other = MutualLearning(), MutualLearning()
+    run = fit(copy.deepcopy(student), DIGITS, method, seed=seed, **SHORT)
+    assert run.history.rows[0]["mutual"] > 1e-3
+    fit(student, DIGITS, other, seed=seed + 1, **SHORT)
+    assert not torch.equal(method.peer[1].weight, other.peer[1].weight)
+
+
 def test_what_is_frozen_in_a_student_is_not_drawn_anew_in_its_peer():
     student = cnn(4, 1)
     student.stage1.requires_grad_(False)
