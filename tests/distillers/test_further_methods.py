@@ -172,6 +172,30 @@ def test_it_works_in_the_dtype_of_the_student(name, dtype):
     assert total.dtype == wide and all(p.grad.isfinite().all() for p in own)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mutual_learning"])
+def test_a_closed_gate_lets_nothing_through(name):
+    """Of what is computed for a sample alone; a relation loses its row."""
+    student, teacher, train, index = cnn(4, 1), cnn(6, 2), images(8), torch.arange(8)
+    options = {"classes": [1, 2, 3, 0]} if name == "class_mapping" else {}
+    half = torch.tensor([1.0, 0.0, 0.5, 0.0, 1.0, 0.0, 1.0, 0.0])
+
+    def terms(weights):
+        method = prepared(
+            Gated(make(name, **options), lambda s, t, y: weights), student, teacher, train
+        )
+        if name == "class_mapping":  # the gate has to be inside
+            inner = Gated(SoftTargets(), lambda s, t, y: weights)
+            method = prepared(ClassMapping(inner, **options), student, teacher, train)
+        return ask(method.eval(), student, teacher, train, index)
+
+    closed, some, opened = (terms(w) for w in (torch.zeros(8), half, torch.ones(8)))
+    for term, value in closed.items():
+        if term == "hard":
+            torch.testing.assert_close(value, opened[term])
+        else:
+            assert float(value.detach()) == 0 and not torch.isclose(some[term], opened[term])
+
+
 # ---- mutants: exchanged roles, a lost T² ------------------------------------------------------
 
 
