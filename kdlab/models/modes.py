@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 
 import torch
@@ -77,6 +77,11 @@ def uncompiled() -> Iterator[None]:
             yield
     finally:
         _UNCOMPILED.reset(token)
+
+
+def as_written(model: nn.Module) -> AbstractContextManager[None]:
+    """`uncompiled` where a model was compiled; nothing where all of this is being compiled."""
+    return uncompiled() if compiles(model) else nullcontext()
 
 
 def compiles(model: nn.Module) -> bool:

@@ -170,6 +170,16 @@ EXPECTED = [
             "class": 3.0 * sum(losses.class_relation_loss(S, T, t) for t in (1.0, 3.0)),
         },
     ),
+    (
+        "multi_level",
+        {"temperatures": (2.0,)},
+        {
+            "hard": 0.1 * HARD,
+            "instance": 0.9 * soft(2.0),
+            "batch": 0.9 * 64 * losses.batch_relation_loss(S, T, 2.0),
+            "class": 0.9 * 4096 * 0.07**2 * losses.class_relation_loss(S, T, 2.0),
+        },
+    ),
     ("class_mapping", {}, {"hard": 0.1 * HARD, "soft": 0.9 * soft(4.0)}),
     ("labels", {"weight": 0.5}, {"hard": 0.5 * HARD}),
 ]
