@@ -21,9 +21,9 @@ class ActivationBoundary(LayerDistiller):
 
     Both layers are read *before* the activation that follows, as `kdlab.models.preactivation` finds
     it: what goes into their last ReLU, in a Wide ResNet what comes out of the next block's norm, in
-    MobileNetV2 the linear bottleneck. The student's pass a connector, a trained 1×1 convolution with batch norm; maps of
-    different sizes are compared at the smaller one. The deepest layer counts in full, each one
-    before it half as much.
+    MobileNetV2 the linear bottleneck. The student's pass a connector, a trained 1×1 convolution
+    with batch norm; maps of different sizes are compared at the smaller one. The deepest layer
+    counts in full, each one before it half as much.
 
     Source: Heo, Lee, Yun, Choi, "Knowledge Transfer via Distillation of Activation Boundaries
     Formed by Hidden Neurons", AAAI 2019, arXiv:1811.03233. The paper starts the student by this

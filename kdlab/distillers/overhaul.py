@@ -29,9 +29,9 @@ class Overhaul(LayerDistiller):
 
     Both layers are read *before* the activation that follows, as `kdlab.models.preactivation` finds
     it: what goes into their last ReLU, in a Wide ResNet what comes out of the next block's norm, in
-    MobileNetV2 the linear bottleneck. The student's pass a connector, a trained 1×1 convolution with batch norm; maps of
-    different sizes are compared at the smaller one. The deepest layer counts in full, each one
-    before it half as much.
+    MobileNetV2 the linear bottleneck. The student's pass a connector, a trained 1×1 convolution
+    with batch norm; maps of different sizes are compared at the smaller one. The deepest layer
+    counts in full, each one before it half as much.
 
     The margin of a channel is the mean of the teacher's negative values. Where a batch norm feeds
     the activation it is computed from the norm's parameters (`batch_norm_margin`); elsewhere,

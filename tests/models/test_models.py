@@ -18,6 +18,7 @@ PUBLISHED = {
     "resnet32": 472_756,
     "resnet44": 667_188,
     "resnet56": 861_620,
+    "resnet50": 23_705_252,
     "resnet110": 1_736_564,
     "resnet8x4": 1_233_540,
     "resnet32x4": 7_433_860,
@@ -27,10 +28,14 @@ PUBLISHED = {
     "vgg8": 3_965_028,
     "vgg13": 9_462_180,
     "mobilenetv2": 812_836,
+    "shufflenetv1": 949_258,
+    "shufflenetv2": 1_355_528,
 }
 IMAGES = models.available((3, 32, 32))  # texts: test_text_models.py
 VISION = [name for name in IMAGES if name not in ("mlp", "vit")]  # vit: test_vit.py
-LIGHT = [name for name in VISION if name not in ("resnet110", "vgg13", "vgg16", "vgg19")]
+LIGHT = [
+    name for name in VISION if name not in ("resnet50", "resnet110", "vgg13", "vgg16", "vgg19")
+]
 
 
 def images(channels=3, size=32, batch=2, seed=0):
@@ -60,6 +65,12 @@ def vgg_size(depths, classes=100):
             total += conv_size(before, width) + width + 2 * width
             before = width
     return total + (512 + 1) * classes
+
+
+@pytest.mark.parametrize(("alias", "name"), models.registry.ALIASES.items())
+def test_the_repositories_names(alias, name):
+    assert count_parameters(build(alias, 100)) == PUBLISHED[name]
+    assert build_for(alias, (1, 8, 8), 5).stem[0].in_channels == 1
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
