@@ -129,7 +129,9 @@ def _weights(path: str | os.PathLike[str], content: object) -> dict[str, Tensor]
             content = content[holder]
             break
     tensors = isinstance(content, Mapping) and {
-        layer: weight for layer, weight in content.items() if isinstance(weight, Tensor)
+        layer: weight
+        for layer, weight in content.items()
+        if isinstance(layer, str) and isinstance(weight, Tensor)
     }
     if not tensors or len(tensors) < len(content):  # type: ignore[arg-type]
         inside = list(content)[:NAMED] if isinstance(content, Mapping) else type(content).__name__

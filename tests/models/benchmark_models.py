@@ -1,4 +1,4 @@
-"""The CIFAR-100 benchmark's networks a second time: weights by their published names, and a forward.
+"""The CIFAR-100 benchmark's networks a second time: weights by published names, and a forward.
 
 Nothing here uses `kdlab`. A network is a list of (name, shape) in the order in which RepDistiller's
 state dict has them, and a function that computes with such a dict; both are written from the

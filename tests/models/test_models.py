@@ -205,6 +205,16 @@ def test_start_of_the_weights():
     assert not model.head.bias.any()
 
 
+def test_the_classifier_of_a_wide_resnet_starts_without_a_bias():
+    """As in the benchmark, which leaves PyTorch's own to the residual networks and ShuffleNets."""
+    assert not build("wrn_16_2", 100, seed=0).head.bias.any()
+    for name, width in (("resnet20", 64), ("shufflenetv1", 960), ("resnet50", 2048)):
+        bias = build(name, 100, seed=0).head.bias
+        assert 0.8 * width**-0.5 < float(bias.abs().max().detach()) <= width**-0.5
+    shuffled = build("shufflenetv1", 100, seed=0).stage1[0].conv3.weight  # fan-in 18
+    assert float(shuffled.abs().max().detach()) <= 18**-0.5
+
+
 def test_mlp_equals_its_formula():
     model = build("mlp", 3, in_features=8, hidden=(6, 4), activation="tanh", seed=0).double()
     x = torch.randn(5, 2, 2, 2, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Published checkpoints: every name loads and answers as an independent network does; else refused."""
+"""Published checkpoints: each name loads and answers as an independent network, or is refused."""
 
 import argparse
 import pickle
@@ -197,7 +197,7 @@ def test_the_paths_of_these_positions(name):
 
 
 def test_positions_in_models_of_ones_own():
-    """A pre-activation block without names, a dense one, a norm without activation, one in place."""
+    """A dense block, any norm, an activation in place, a norm that no activation follows."""
 
     class Dense(torch.nn.Module):
         def __init__(self):
