@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, teacher_logits
-from kdlab.losses import decoupled_loss, hard_label_loss
+from kdlab.losses import decoupled_loss
 
 
 class Decoupled(Distiller):
@@ -21,6 +21,8 @@ class Decoupled(Distiller):
         beta: weight of the non-target part (NCKD); the paper uses 2 to 8 by pair of models.
         weight: factor on the whole distillation term.
     """
+
+    labelled_terms = ("hard", "decoupled")
 
     def __init__(
         self, temperature: float = 4.0, alpha: float = 1.0, beta: float = 8.0, weight: float = 1.0
@@ -44,6 +46,6 @@ class Decoupled(Distiller):
             self.beta,
         )
         return {
-            "hard": hard_label_loss(student.logits, targets),
+            "hard": student.label_loss(targets),
             "decoupled": self.weight * loss,
         }

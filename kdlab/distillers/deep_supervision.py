@@ -19,7 +19,7 @@ from kdlab.distillers.base import (
     teacher_logits,
 )
 from kdlab.distillers.connectors import pair_shapes
-from kdlab.losses import hard_label_loss, hint_loss, soft_target_loss
+from kdlab.losses import hint_loss, soft_target_loss
 from kdlab.losses.checks import check_temperature, check_weight
 from kdlab.models.exits import exit_heads, padding_mask
 
@@ -58,6 +58,7 @@ class DeepSupervision(LayerDistiller):
         ValueError: no layer, an option out of its range.
     """
 
+    labelled_terms = ("exit_hard",)
     in_tournament = False
 
     def __init__(
@@ -76,6 +77,7 @@ class DeepSupervision(LayerDistiller):
         self.alpha = check_fraction("alpha", alpha)
         self.feature_weight = float(feature_weight)
         self.balance = _check_balance(balance, len(self.layers))
+        self.relates_images = balance == "loss"  # its weights come from all images
         self.needs_teacher = alpha > 0 or feature_weight > 0
         if not feature_weight:
             self.teacher_taps = ()
@@ -103,7 +105,9 @@ class DeepSupervision(LayerDistiller):
         """Return the terms ``exit_hard``, ``exit_soft`` if α > 0, ``exit_feature`` if γ > 0."""
         mask = padding_mask(student.inputs)
         answers = [head(student.taps[path], mask) for path, head in self.exits.items()]
-        values = {"exit_hard": [(1 - self.alpha) * hard_label_loss(a, targets) for a in answers]}
+        values = {
+            "exit_hard": [(1 - self.alpha) * student.label_loss(targets, logits=a) for a in answers]
+        }
         if self.alpha:
             said = teacher_logits(teacher, self)
             values["exit_soft"] = [

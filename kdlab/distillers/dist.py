@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, teacher_logits
-from kdlab.losses import dist_loss, hard_label_loss
+from kdlab.losses import dist_loss
 
 
 class Dist(Distiller):
@@ -20,11 +20,14 @@ class Dist(Distiller):
         gamma: weight of the relation between samples, within a class.
     """
 
+    labelled_terms = ("hard",)
+
     def __init__(self, temperature: float = 4.0, beta: float = 2.0, gamma: float = 2.0) -> None:
         super().__init__()
         self.temperature = temperature
         self.beta = beta
         self.gamma = gamma
+        self.relates_images = gamma > 0
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, targets: Tensor
@@ -33,4 +36,4 @@ class Dist(Distiller):
         loss = dist_loss(
             student.logits, teacher_logits(teacher, self), self.temperature, self.beta, self.gamma
         )
-        return {"hard": hard_label_loss(student.logits, targets), "dist": loss}
+        return {"hard": student.label_loss(targets), "dist": loss}

@@ -6,19 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.adapters import as_map
+from kdlab.distillers.adapters import as_map, read_features, rows_of
 from kdlab.distillers.base import LayerDistiller, Layers, Outputs, checked_teacher
 from kdlab.distillers.connectors import (
     before_activations,
     connector,
     deepest_first,
-    device_of,
     given,
     map_shapes,
     read_maps,
 )
 from kdlab.losses import batch_norm_margin, overhaul_loss
-from kdlab.models import Taps
+from kdlab.models.modes import device_of
 from kdlab.models.positions import norm_before
 
 BATCH = 256
@@ -90,10 +89,9 @@ def margin_before(teacher: nn.Module, tap: str, train: Split) -> Tensor:
 def measured_margin(teacher: nn.Module, tap: str, train: Split) -> Tensor:
     """Return the mean ``[c]`` of what is negative in all images and places; 0 where nothing is."""
     totals, counts = [], []
-    with Taps(teacher, [tap]) as taps:
-        for images in train.x.split(BATCH):
-            teacher(images.to(device_of(teacher)))
-            values = as_map(taps[tap]).double()
-            totals.append(values.clamp(max=0).sum((0, 2, 3)))
-            counts.append((values < 0).sum((0, 2, 3)))
-    return (torch.stack(totals).sum(0) / torch.stack(counts).sum(0).clamp(min=1)).float()
+    rows = rows_of(teacher, [tap], train)
+    for images in train.x.split(BATCH):
+        values = as_map(read_features(teacher, [tap], images, rows)[tap]).double()
+        totals.append(values.clamp(max=0).sum((0, 2, 3)))
+        counts.append((values < 0).sum((0, 2, 3)))
+    return torch.stack(totals).sum(0) / torch.stack(counts).sum(0).clamp(min=1)

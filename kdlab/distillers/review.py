@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from kdlab.datasets import Split
 from kdlab.distillers.adapters import as_map, resize
 from kdlab.distillers.base import LayerDistiller, Layers, Outputs, checked_teacher, read_layers
-from kdlab.distillers.connectors import device_of, given, map_shapes
+from kdlab.distillers.connectors import given, map_shapes
 from kdlab.losses import hierarchical_context_loss
 from kdlab.models import preactivation
+from kdlab.models.modes import device_of
 
 MOST_CHANNELS = 512  # of the space in which layers are fused
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, teacher_logits
-from kdlab.losses import hard_label_loss, soft_target_loss, standardize_logits
+from kdlab.losses import soft_target_loss, standardize_logits
 
 
 class StandardizedSoftTargets(Distiller):
@@ -19,6 +19,8 @@ class StandardizedSoftTargets(Distiller):
         weight: factor on the distillation term; the authors' runs have 9 for nearly all pairs of
             models (1 and 12 once each), with T from 2 to 4.
     """
+
+    labelled_terms = ("hard",)
 
     def __init__(self, temperature: float = 2.0, weight: float = 9.0) -> None:
         super().__init__()
@@ -35,6 +37,6 @@ class StandardizedSoftTargets(Distiller):
             self.temperature,
         )
         return {
-            "hard": hard_label_loss(student.logits, targets),
+            "hard": student.label_loss(targets),
             "soft": self.weight * soft,
         }

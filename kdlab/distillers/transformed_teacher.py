@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, teacher_logits
-from kdlab.losses import hard_label_loss, ttm_loss
+from kdlab.losses import ttm_loss
 
 
 class TransformedTeacher(Distiller):
@@ -20,6 +20,8 @@ class TransformedTeacher(Distiller):
         weight: factor on the distillation term.
         weighted: True for WTTM, which listens more where the teacher is unsure.
     """
+
+    labelled_terms = ("hard",)
 
     def __init__(
         self, temperature: float = 4.0, weight: float = 1.0, weighted: bool = False
@@ -40,6 +42,6 @@ class TransformedTeacher(Distiller):
             weighted=self.weighted,
         )
         return {
-            "hard": hard_label_loss(student.logits, targets),
+            "hard": student.label_loss(targets),
             "transformed": self.weight * loss,
         }

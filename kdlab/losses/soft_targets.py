@@ -32,11 +32,45 @@ from kdlab.losses.divergences import (
 )
 
 
+def _reverse(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    log_q, log_p = _both(student, teacher, temperature)
+    return kl_divergence(log_q, log_p).to(student.dtype)
+
+
+def _jensen_shannon(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    log_q, log_p = _both(student, teacher, temperature)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return (0.5 * (kl_divergence(log_p, log_m) + kl_divergence(log_q, log_m))).to(student.dtype)
+
+
+def _both(student: Tensor, teacher: Tensor, temperature: float) -> list[Tensor]:
+    """Both log-softmaxes; in double precision where their difference may be tiny."""
+    exact = temperature > PLAIN_UP_TO and student.device.type != "mps"
+    dtype = torch.float64 if exact else student.dtype
+    return [F.log_softmax(z.to(dtype) / temperature, dim=-1) for z in (student, teacher)]
+
+
+# from the logits of student and teacher, without T²
+DIVERGENCES = {
+    "forward": tempered_divergence,
+    "reverse": _reverse,
+    "jensen-shannon": _jensen_shannon,
+}
+
+
+def check_divergence(divergence: str) -> None:
+    """Raise ValueError unless ``divergence`` is the name of one."""
+    if not isinstance(divergence, str) or divergence not in DIVERGENCES:
+        known = ", ".join(map(repr, DIVERGENCES))
+        raise ValueError(f"divergence: got {divergence!r}, expected one of {known}")
+
+
 def soft_target_loss(
     student: Tensor,
     teacher: Tensor,
     temperature: float = 4.0,
     *,
+    divergence: str = "forward",
     mask: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
@@ -51,6 +85,13 @@ def soft_target_loss(
         student: logits ``[B, C]``, or ``[B, N, C]`` for N positions (tokens) per sample.
         teacher: logits of the same shape, finite where the mask is True.
         temperature: T from 0.001 to 1e9, for both sides.
+        divergence: "forward", KL(p_T ‖ p_S), asks the student to cover all that the teacher finds
+            possible; "reverse", KL(p_S ‖ p_T), not to say what the teacher finds impossible (Gu,
+            Dong, Wei, Huang, "MiniLLM", ICLR 2024, arXiv:2306.08543); "jensen-shannon",
+            ½ KL(p_T ‖ m) + ½ KL(p_S ‖ m) with m = ½ (p_T + p_S), is symmetric and at most log 2
+            (Agarwal and 7 others, "On-Policy Distillation of Language Models", ICLR 2024,
+            arXiv:2306.13649). Near agreement, as at high T, the first two have the same size and
+            the third a quarter of it.
         mask: bool, True = takes part; ``[B]``, or ``[B, N]`` with logits ``[B, N, C]``. A sample's
             value is the mean over its positions that take part. What does not take part gets a
             gradient of exactly 0, whatever its logits are.
@@ -58,18 +99,19 @@ def soft_target_loss(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; an empty batch; T out of its range; a
-            teacher with NaN or infinite logits; an unknown reduction.
+            teacher with NaN or infinite logits; an unknown divergence or reduction.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
     arXiv:1503.02531. Derived in lesson 01.
     """
     check_reduction(reduction)
     check_temperature("temperature", temperature)
+    check_divergence(divergence)
     check_pair(student, teacher, dims=(2, 3))
     if mask is not None:
         check_mask(mask, student)
     student, teacher = prepare(student, teacher, mask)
-    values = temperature**2 * tempered_divergence(student, teacher, temperature)
+    values = temperature**2 * DIVERGENCES[divergence](student, teacher, temperature)
     takes_part = mask
     if mask is not None and mask.dim() == 2:
         takes_part = mask.any(-1)

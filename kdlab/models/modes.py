@@ -1,10 +1,12 @@
-"""How a model is run: in which mode, on which device, with its FLOPs counted."""
+"""How a model is run: in which mode, on which inputs, compiled or not, with its FLOPs counted."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -24,18 +26,80 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What ``torch.compile`` was given, or the model itself."""
+    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        model = inner
+    return model
+
+
+def check_initialised(model: nn.Module) -> None:
+    """Raise ValueError for a lazy layer that has no weights yet."""
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(weight, nn.parameter.UninitializedTensorMixin):
+            raise ValueError(
+                f"model: got {name} without a shape, expected weights; run one forward first, "
+                "which initialises lazy layers"
+            )
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter; the CPU for a model that has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
+def inputs_for(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Inputs as this model takes them: on its device, contiguous, floating ones in its dtype.
+
+    The dtype is that of its first floating parameter; a model without one takes them as they are.
+    """
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+    dtype = next(floating, inputs.dtype) if inputs.is_floating_point() else inputs.dtype
+    return inputs.to(device_of(model), dtype).contiguous()
+
+
+_UNCOMPILED: ContextVar[bool] = ContextVar("kdlab_uncompiled", default=False)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Whatever was compiled runs as it was written, for a while.
+
+    So hooks are seen that came after the compilation, and nothing is compiled for a single batch.
+    """
+    if torch.compiler.is_compiling() or "torch._dynamo" not in sys.modules:  # nothing was compiled
+        yield
+        return
+    token = _UNCOMPILED.set(True)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        _UNCOMPILED.reset(token)
+
+
+def compiles(model: nn.Module) -> bool:
+    """Whether a forward of the model, here and now, runs something that torch.compile made."""
+    return not (_UNCOMPILED.get() or torch.compiler.is_compiling()) and any(
+        getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(getattr(module, "forward", None), "_torchdynamo_inline")
+        for module in model.modules()
+    )
+
+
 @contextmanager
 def counting_flops() -> Iterator[FlopCounterMode]:
-    """PyTorch's counter, without oneDNN: that computes a whole LSTM in one uncounted operation."""
+    """PyTorch's counter, without what computes a whole layer in one operation that does not count.
+
+    That is oneDNN for an LSTM, and the fast path of ``nn.MultiheadAttention``.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
     set_flags = torch.backends.mkldnn.set_flags  # mkldnn.flags() also touches TF32, and warns
     enabled, *_ = set_flags(_enabled=False, _fp32_precision=None)
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         with FlopCounterMode(display=False) as counter:
             yield counter
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         set_flags(_enabled=enabled, _fp32_precision=None)
