@@ -283,7 +283,7 @@ def _scores(channels: Channels, model: nn.Module, importance: str) -> Tensor:
     if importance == "random":
         return torch.rand(channels.count)
     kinds, power = IMPORTANCE[importance]
-    scores = torch.full([channels.count], UNKNOWN)
+    scores = torch.full([channels.count], UNKNOWN, dtype=torch.float32)
     for path, layer in model.named_modules():
         name = f"{path}.weight" if path else "weight"
         depthwise = isinstance(layer, _ConvNd) and layer.groups == layer.in_channels > 1

@@ -281,7 +281,7 @@ def _convolve(f: Flow, func: Any, args: Any, kwargs: Any, out: Tensor) -> Lines:
         why = f"a convolution of {groups} groups ties them together"
         f.tie(entering, groups, why)
         f.tie(written, groups, why)
-        f.unite(None if entering is None else entering[: len(read)], read, INPUT)
+        f.unite(None if entering is None else entering[: weight.shape[1]], read, INPUT)
     else:
         for line in (entering, read, written):
             f.fix(line, f"a convolution of {groups} groups ties them together")
