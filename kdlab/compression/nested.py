@@ -82,7 +82,10 @@ class Nested(nn.Module):
             channels = Channels(copied(model), expected.example, modes=tuple(expected.shapes))
         self._kept = {width: _kept(channels, width) for width in self.widths[:-1]}
         if not any(self._kept[self.widths[0]].values()):
-            raise ValueError("model: no channel of it can be left out, so all widths are the same")
+            raise ValueError(
+                f"model: got a {type(model).__name__}, but no channel of it can be left out, so "
+                "all widths are the same; expected layers whose size the forward leaves open"
+            )
         norms = [path for path, m in model.named_modules() if isinstance(m, _BatchNorm)]
         self._statistics = [n for n, _ in model.named_buffers() if n.rpartition(".")[0] in norms]
         for width in self.widths[:-1]:

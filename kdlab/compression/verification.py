@@ -125,10 +125,10 @@ def weighted(model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
 
 def nothing_to_change(model: nn.Module, left: Mapping[str, str]) -> ValueError:
     """What to raise for a model without a layer whose weight could be changed."""
-    why = "".join(f"; {path or 'the model'}: {reason}" for path, reason in left.items())
+    why = "; ".join(f"{path or 'the model'}: {reason}" for path, reason in left.items())
     return ValueError(
-        f"model: it has no convolution and no Linear layer to change, got a {type(model).__name__}"
-        f"{why}; expected one with such layers: give the model that holds them"
+        f"model: got a {type(model).__name__} with no convolution and no Linear layer to change"
+        f"{why and f' ({why})'}, expected one with such layers; give the model that holds them"
     )
 
 
@@ -228,6 +228,7 @@ def _bake(whole: nn.Module) -> dict[str, str]:
                 if isinstance(hook, kind):
                     parts = [p for n, p in module._parameters.items() if n.startswith(f"{name}_")]
                     remove(module, name)
+                    _forget_loading(module)
                     learns = any(p is not None and p.requires_grad for p in parts)
                     module.get_parameter(name).requires_grad_(learns)
                     baked[path] = f"{kind.__name__} of its {name} became a plain parameter"
@@ -237,6 +238,14 @@ def _bake(whole: nn.Module) -> dict[str, str]:
     for module, training in modes:
         module.training = training
     return baked
+
+
+def _forget_loading(module: nn.Module) -> None:
+    """Drop what a spectral norm does at ``load_state_dict``, which PyTorch forgets to remove."""
+    for hooks in (module._load_state_dict_pre_hooks, module._state_dict_hooks):
+        for key, hook in list(hooks.items()):
+            if type(getattr(hook, "hook", hook)).__name__.startswith("SpectralNorm"):
+                del hooks[key]
 
 
 def _bake_parametrizations(module: Any) -> None:
