@@ -3,6 +3,8 @@
 Heavy packages are imported inside the commands, so that ``kdlab --help`` answers at once.
 """
 
+import io
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +21,13 @@ from kdlab.cli import bulk, classroom
 
 class Commands(TyperGroup):
     """The group of commands: wrong input ends with a sentence and status 1, not a traceback."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run; what a terminal has no letter for, as cp1252 or ASCII, is a question mark there."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; what :mod:`kdlab` or the disk refuses is told in its own words."""
@@ -89,20 +98,22 @@ def run(
     ] = None,
     profile: Profile = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="OUT.ipynb")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     timeout: Timeout = 600,
 ) -> None:
     """Run one lesson with your parameters through papermill; the lesson itself is not changed."""
-    from kdlab.cli.running import LessonFailed, find_lesson, run_lesson, run_name
+    from kdlab.cli.running import LessonFailed, find_lesson, own_folder, run_lesson, run_name
 
     lesson = find_lesson(notebook)
     given = split_assignments(parameters or [], "-p seed=1")
     if profile is not None:
         given["profile"] = profile
     values = checked_values(lesson, given)
-    # a folder per run: the records of two runs of one lesson have the same name
-    target = output or Path("build/runs") / run_name(lesson, values) / lesson.name
-    if target.resolve() == lesson.resolve():
-        raise ValueError(f"output: {target} is the lesson itself; choose another path")
+    if output and output.exists() and output.samefile(lesson):
+        raise ValueError(f"output: {output} is the lesson itself; choose another path")
+    if output and output.exists() and not force:
+        raise ValueError(f"output: {output} is there already; --force overwrites it")
+    target = output or own_folder(run_name(lesson, values)) / lesson.name
     start = time.perf_counter()
     try:
         run_lesson(lesson, target, values, timeout=timeout)
@@ -256,10 +267,9 @@ def data_state(name: str) -> str:
 def _read(path: Path) -> Any:
     import nbformat
 
-    try:
-        return nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError):
-        raise ValueError(f"notebook: {path} is not a Jupyter notebook") from None
+    from kdlab.cli.runs import read_notebook
+
+    return nbformat.from_dict(read_notebook(path))
 
 
 def _circumstances(profile: str | None) -> str:
