@@ -28,8 +28,8 @@ CLAIMS = "claims"  # the record whose rows are what a lesson claimed
 def gather(folder: str | Path) -> pd.DataFrame:
     """Return the records of all runs in a folder and below it, as one tidy table.
 
-    Runs are those of ``kdlab sweep`` and the executed notebooks of ``kdlab run``. Whatever else lies
-    there is read, never executed; links and devices are not followed.
+    Runs are those of ``kdlab sweep`` and the executed notebooks of ``kdlab run``. What lies there
+    is read, never executed; links and devices are not followed.
 
     Returns:
         One row for each run and record; a record that is a table has one for each of its rows.
@@ -97,7 +97,7 @@ def settled(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table whose columns have one kind each, as Parquet wants it: else texts."""
     made = table.copy()
     made.attrs = {}
-    for name in table.columns[table.dtypes == object]:
+    for name in [name for name in table if table[name].dtype == "object"]:
         made[name] = column_of(list(table[name]), mixed=False)
     return made
 
@@ -280,7 +280,7 @@ def _rows(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def column_of(values: list[Any], *, mixed: bool) -> pd.Series:
-    """Return a column: of numbers, truth values or texts, or of all these if it may be ``mixed``."""
+    """Return a column of numbers, truth values or texts; of all these if it may be ``mixed``."""
     import pandas as pd
 
     plain = [None if value is None or value != value else _plain(value) for value in values]

@@ -70,7 +70,7 @@ def write(
 def _without_formulas(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table in which no text is a formula to a spreadsheet, which would compute it."""
     made = table.copy()
-    for name in made.select_dtypes("str"):
+    for name in list(made.select_dtypes("str").columns):
         made[name] = made[name].str.replace(FORMULA, r"'\g<0>", regex=True)
     return made.rename(columns=lambda name: re.sub(FORMULA, r"'\g<0>", name))
 
