@@ -4,6 +4,7 @@ Heavy packages are imported inside the commands, so that ``kdlab --help`` answer
 """
 
 import io
+import re
 import sys
 import time
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from kdlab.cli import bulk, classroom
@@ -46,8 +47,9 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 data_app = typer.Typer(invoke_without_command=True, help="The data sets, and which are here.")
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+# names of files and lessons are words, whatever brackets they have
+console = Console(highlight=False, soft_wrap=True, markup=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 Version = Annotated[bool, typer.Option("--version", is_eager=True, help="Say which, and end.")]
 Profile = Annotated[str | None, typer.Option(help="Short for -p profile=…: fast or full")]
@@ -77,13 +79,13 @@ def doctor_command() -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for finding in findings:
         colour = COLOURS[finding.state]
-        table.add_row(f"[{colour}]{finding.state}[/]", finding.name, escape(finding.found))
+        table.add_row(Text(finding.state, colour), finding.name, finding.found)
         if finding.advice:
-            table.add_row("", "", f"[{colour}]→[/] {escape(finding.advice)}")
+            table.add_row("", "", Text("→ ", colour) + Text(finding.advice, "default"))
     console.print(table)
     wishes = sum(finding.state == CHANGE for finding in findings)
     if not is_fit(findings):
-        console.print("[red]Something that the lessons need is missing; see above.[/]")
+        console.print("Something that the lessons need is missing; see above.", style="red")
         raise typer.Exit(1)
     console.print(
         "All that the lessons need is here." + (f" {wishes} to improve." if wishes else "")
@@ -140,7 +142,7 @@ def course(
     plan = [(path, checked_values(path, {"profile": profile} if profile else {})) for path in found]
     rows: list[pages.Row] = []
     failures: list[str] = []
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("lessons", total=len(plan))
         for path, values in plan:
@@ -218,8 +220,8 @@ def teachers_command(
 
 
 def complain(what: object) -> None:
-    """Print an error's own words on stderr."""
-    errors.print(str(what), style="red", markup=False)
+    """Print an error's own words on stderr; letters that would steer a terminal are shown as ?."""
+    errors.print(re.sub(r"[^\S\n\t ]|[\x00-\x08\x0e-\x1f\x7f-\x9f]", "?", str(what)), style="red")
 
 
 def split_assignments(words: list[str], example: str) -> dict[str, str]:

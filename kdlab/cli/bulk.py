@@ -91,7 +91,7 @@ def sweep(
     if dry_run:
         for run in missing:
             why = f": stale, {stale[run.name]} changed since" if run.name in stale else ""
-            cli.console.print(f"to be made: {run}{why}", markup=False)
+            cli.console.print(f"to be made: {run}{why}")
         return
     for run in [run for run in missing if run.name in stale]:
         cli.complain(f"stale: {run}, {stale[run.name]} changed since; it is made again")
@@ -147,6 +147,8 @@ def report(
     except (LessonFailed, OSError) as error:
         cli.complain(error)
         raise typer.Exit(1) from None
+    for path, why in table.attrs["skipped"].items():
+        cli.complain(f"skipped, no run: {path}: {why}")
     ends = table.drop_duplicates("run")["status"]
     failed = f"({(ends == 'failed').sum()} failed)"
     counts = f"{counted(len(ends), 'run')} {failed}, {counted(len(table), 'row')}"

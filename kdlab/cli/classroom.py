@@ -42,9 +42,9 @@ def progress(
         complain(told)
     chosen(None, lessons)  # says so where there are none
     for lesson, (solved, *cells) in kept.table(entries, lessons).iterrows():
-        console.print(f"{lesson}: {solved}", style="bold", markup=False)
+        console.print(f"{lesson}: {solved}", style="bold")
         for cell in filter(None, cells):
-            console.print(f"  {cell}", markup=False)
+            console.print(f"  {cell}")
     state = "" if file.exists() else " (nothing yet)"
     console.print(f"kept in {file}{state}; `kdlab progress --reset` deletes it")
 

@@ -156,11 +156,11 @@ def _facts_below(root: Path, skipped: dict[str, str]) -> Iterator[tuple[str, dic
         texts = [place / file for file in sorted(files) if file.endswith(".json")]
         plain, skip = [], {}
         for path in notebooks:
-            if _is_plain(path):
+            if is_plain(path):
                 plain.append(path)
             else:
                 skip[path] = "it is a link, or no file"
-        facts = runs.facts_of(place) if _is_plain(place / runs.FACTS) else None
+        facts = runs.facts_of(place) if is_plain(place / runs.FACTS) else None
         if facts:
             records = _records_below(plain)
             yield _inside(place, root), facts | records | {"told": _told_in(texts, {})}
@@ -179,7 +179,7 @@ def _inside(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _is_plain(path: Path) -> bool:
+def is_plain(path: Path) -> bool:
     """Say whether this is a file itself: a link may lead anywhere, a pipe never ends."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
@@ -197,7 +197,7 @@ def _records_below(notebooks: list[Path]) -> dict[str, Any]:
 
 def _told_in(paths: list[Path], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``lab`` wrote of a run with these values: claims, machine, versions."""
-    for path in filter(_is_plain, paths):
+    for path in filter(is_plain, paths):
         with contextlib.suppress(OSError, ValueError):
             told = read_json(path)
             if _is_record(told) and not any(

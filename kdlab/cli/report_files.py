@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdlab.cli import report
 from kdlab.cli.gathering import settled
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NAME = "report"
 MOST_FIGURES = 60
+AS_TEXT: Any = {"text.parse_math": False}  # a name with a $ is no formula
 FORMULA = r"^(?:[=@\t\r]|[+\-](?!\d+(?:\.\d*)?(?:e[+\-]?\d+)?$))"  # but -0.5 is a number
 
 
@@ -42,12 +43,14 @@ def write(
         OSError: the folder cannot be written.
         LessonFailed: the notebook did not run; the other files are there.
     """
+    import matplotlib
     from filelock import FileLock
 
     ordered = in_order(table, metrics)
-    drawn = [Picture(m, x, f) for m in ordered for x, f in report.figures_of(m, table)]
-    shown, left_out = drawn[:MOST_FIGURES], len(drawn[MOST_FIGURES:])
-    text = page(table, folder, source, ordered, shown, left_out, metrics)
+    with matplotlib.rc_context(AS_TEXT):
+        drawn = [Picture(m, x, f) for m in ordered for x, f in report.figures_of(m, table)]
+        shown, left_out = drawn[:MOST_FIGURES], len(drawn[MOST_FIGURES:])
+        text = page(table, folder, source, ordered, shown, left_out, metrics)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{NAME}.{ending}" for ending in ("parquet", "csv", "html", "ipynb")]
     with FileLock(folder / f".{NAME}.lock"):
@@ -70,7 +73,7 @@ def write(
 def _without_formulas(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table in which no text is a formula to a spreadsheet, which would compute it."""
     made = table.copy()
-    for name in list(made.select_dtypes("str").columns):
+    for name in made.columns[[column.dtype == "str" for _, column in made.items()]]:
         made[name] = made[name].str.replace(FORMULA, r"'\g<0>", regex=True)
     return made.rename(columns=lambda name: re.sub(FORMULA, r"'\g<0>", name))
 
@@ -83,7 +86,7 @@ def _write_figure(picture: Picture, folder: Path) -> None:
         path = folder / f"{picture.name}.{ending}"
         with (
             atomic_write(path) as temporary,
-            matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "kdlab"}),
+            matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "kdlab", **AS_TEXT}),
         ):
             picture.figure.savefig(temporary, format=ending, metadata={date: None})
 

@@ -144,6 +144,11 @@ def _produce(run: Run, order: Order, place: Path) -> dict[str, Any]:
     except LessonFailed as failure:
         there = str(failure).replace(str(place), str(run.folder))
         facts |= {"status": FAILED, "reason": failure.reason, "error": there}
+    except OSError:
+        raise
+    except Exception as failure:  # no kernel, a reply that cannot be read: this run, not the sweep
+        reason = f"{type(failure).__name__}: {failure}"
+        facts |= {"status": FAILED, "reason": reason, "error": reason}
     if facts["status"] == DONE and _made_from(run) != before:
         reason = "the data or the notebook changed while it ran"
         facts |= {"status": FAILED, "reason": reason, "error": reason}
