@@ -162,9 +162,8 @@ def chosen(names: list[str] | None, folder: Path) -> list[Path]:
     """
     from kdlab.cli.running import find_lesson
 
-    found = (
-        [find_lesson(name, folder) for name in names] if names else sorted(folder.glob("*.ipynb"))
-    )
+    there = sorted(filter(Path.is_file, folder.glob("*.ipynb")))
+    found = [find_lesson(name, folder) for name in names] if names else there
     if not found:
         raise ValueError(f"lessons: no notebook in {folder}; run from the project's folder")
     return list(dict.fromkeys(found))
