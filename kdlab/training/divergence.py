@@ -38,7 +38,7 @@ class LastGood:
         self.values = self._copy()
 
     def _not_finite(self) -> list[str]:
-        floating = [name for name, tensor in self.tensors.items() if tensor.is_floating_point()]
+        floating = [name for name, tensor in self.tensors.items() if _can_be_looked_at(tensor)]
         if not floating:
             return []
         flags = torch.stack([self.tensors[name].detach().isfinite().all() for name in floating])
@@ -74,3 +74,10 @@ class LastGood:
             "weight of that term, that is too large: try a tenth of it, or clip=1.0. The model "
             f"has the weights that it had {state}"
         )
+
+
+def _can_be_looked_at(tensor: Tensor) -> bool:
+    """Whether PyTorch has `isfinite` for it: not for quantized, sparse, nested and 8-bit ones."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_nested
+    dense = plain and tensor.layout == torch.strided
+    return dense and tensor.is_floating_point() and tensor.element_size() > 1

@@ -194,11 +194,16 @@ def partly_quantized(seed):
     return nn.Sequential(*frozen, nn.ReLU(), seeded(seed, nn.Linear, 32, 4))
 
 
+def partly_torchao(seed):
+    return nn.Sequential(torchao(3), seeded(seed, nn.Linear, 4, 4))
+
+
 STUDENTS = {
     "tied": Tied,
     "buffers left out of state_dict": Unsaved,
     "extra state": counting,
     "partly quantized": partly_quantized,
+    "partly torchao": partly_torchao,
     "double": lambda seed: make_mlp(DATA, seed),
     "sparse": lambda seed: Holding(values(0).relu().to_sparse(), seed),
     "quantized tensor": lambda seed: Holding(
