@@ -286,8 +286,27 @@ def test_files_and_functions_as_teachers(tmp_path):
         return fingerprint(made), fingerprint(WithOutput(made))
 
     assert deployed(b"one") == deployed(b"one") != deployed(b"two")
-    assert fingerprint(WithOutput(by(1))) == fingerprint(WithOutput(by(1)))
+    assert fingerprint(WithOutput(by(1))) == fingerprint(WithOutput(by(1))) == fingerprint(by(1))
     assert fingerprint(WithOutput(by(1))) != fingerprint(WithOutput(by(2)))
+
+
+def eightfold(images):
+    return 8 * images.flatten(1)[:, :4]
+
+
+def test_a_function_is_asked_once_and_its_cache_is_its_own(tmp_path):
+    kept = TeacherOutputs.build(eightfold, DATA)
+    torch.testing.assert_close(
+        kept(torch.arange(5), 0), eightfold(DATA.train.x[:5]), atol=0.02, rtol=0
+    )
+    options = {"distiller": SoftTargets(), "teacher": eightfold, "teacher_outputs": kept}
+    train(tmp_path / "a.pt", **options)
+    assert train(tmp_path / "a.pt", **options).steps == 0
+    with pytest.raises(ValueError, match="another teacher"):
+        kept.check(torch.sigmoid, DATA, None, 1)
+    stored_teacher_outputs(tmp_path, eightfold, DATA)
+    stored_teacher_outputs(tmp_path, eightfold, DATA)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
 # --- another process ------------------------------------------------------------------------------
