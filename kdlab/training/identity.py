@@ -463,8 +463,9 @@ class _Describer:
         path = getattr(value, "path", None)
         if callable(value) and isinstance(path, Path) and path.is_file():
             answer = getattr(value, "answer", None)
-            module = f", {self.of(answer, name)}" if isinstance(answer, nn.Module) else ""
-            return f"{head}(file {_bytes(path.read_bytes())}{module})"
+            if isinstance(answer, nn.Module):  # what was read from the file; two files of one
+                return f"{head}({self.of(answer, name)})"  # model differ in order and card
+            return f"{head}(file {_bytes(path.read_bytes())})"
         if is_dataclass(value):
             entries = {each.name: getattr(value, each.name, None) for each in fields(value)}
             return f"{head}({self._entries(entries, kind, name)})"
