@@ -233,6 +233,15 @@ def test_students_with_any_state_resume_bit_for_bit(tmp_path, kind):
             train(tmp_path / "a.pt", loose)
 
 
+@pytest.mark.parametrize("make", [Unsaved, counting])
+def test_a_diverged_run_leaves_the_state_of_the_last_good_epoch(make):
+    model = make(0)
+    before = describe([model.state_dict(), dict(model.named_buffers())])
+    with pytest.raises(ValueError, match="lr: got 1e"):
+        train(None, model, lr=1e18)
+    assert describe([model.state_dict(), dict(model.named_buffers())]) == before
+
+
 UNSTORABLE = {
     "a Plain as '_extra_state'": lambda: Extra(Plain(3)),
     "a ScriptObject as '0.lstm.*param'": lambda: nn.Sequential(dynamic_lstm(3), nn.Linear(4, 4)),
