@@ -227,7 +227,7 @@ class Sandwich(Wrapper):
     """
 
     def __init__(self, widest: Distiller | None = None, between: int = 1) -> None:
-        super().__init__(widest or Labels())
+        super().__init__(Labels() if widest is None else widest)
         if isinstance(between, bool) or not isinstance(between, int) or between < 0:
             raise ValueError(f"between: {between!r} came, expected a whole number from 0 on")
         self.between = between

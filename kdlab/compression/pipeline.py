@@ -87,10 +87,11 @@ def compress(
     rows.append(report("start", model))
     for name, step in steps.items():
         try:
-            model = step(model) or model
+            made = step(model)  # not `or`: a module may have a length
         except ValueError as error:
             error.add_note(f"in the step {name!r}")
             raise
+        model = model if made is None else made
         rows.append(report(name, model))
     return load(path), pd.DataFrame(rows)
 
