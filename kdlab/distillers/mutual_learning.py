@@ -90,13 +90,16 @@ class MutualLearning(Distiller):
 def copied(model: nn.Module, expected: str) -> nn.Module:
     """Return a deep copy, or raise ValueError that says why there is none."""
     try:
-        return copy.deepcopy(model)
+        twin = copy.deepcopy(model)
     except Exception as error:
         raise ValueError(
             f"peer: got {type(error).__name__} while copying a {type(model).__name__} "
             f"({error!s:.200}), {expected}; an old weight norm is such a layer, "
             "torch.nn.utils.parametrizations.weight_norm is none"
         ) from error
+    for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+        mine.requires_grad_(theirs.requires_grad)  # the copy of a scripted module is frozen
+    return twin
 
 
 def redrawn(model: nn.Module) -> nn.Module:

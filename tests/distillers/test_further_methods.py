@@ -846,6 +846,19 @@ def test_a_gate_inside_and_what_asks_in_prepare_see_the_students_classes():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_peer_trains_and_a_scripted_student_needs_one():
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    scripted = torch.jit.script(copy.deepcopy(plain))
+    with says("peer: got None, but the student's layer '1'"):
+        fit(scripted, DIGITS, MutualLearning(), **SHORT)
+    method = MutualLearning(scripted)
+    torch.manual_seed(9)
+    fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), DIGITS, method, **SHORT)
+    assert not torch.equal(method.peer.state_dict()["1.weight"], plain[1].weight)
+    assert torch.equal(scripted.state_dict()["1.weight"], plain[1].weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_teachers_without_hooks_can_be_mapped_too():
     student, train = cnn(4, 1, classes=3), images(6)
     model = cnn(6, 2, classes=5)
