@@ -30,9 +30,9 @@ def cnn(width, seed=0, classes=CLASSES):
     return nn.Sequential(OrderedDict(parts)).eval()
 
 
-def vit(width, seed=0):
+def vit(width, seed=0, classes=CLASSES):
     sizes = {"width": width, "depth": 2, "heads": 2, "patch": 4}
-    return build_for("vit", (1, 16, 16), CLASSES, seed=seed, **sizes).eval()
+    return build_for("vit", (1, 16, 16), classes, seed=seed, **sizes).eval()
 
 
 OPTIONS = {
