@@ -44,7 +44,8 @@ class Overhaul(LayerDistiller):
     method. Compared in lesson 02.
 
     Args:
-        layers: pairs of layers, from shallow to deep.
+        layers: pairs of layers, from shallow to deep. The released code reads every stage: where
+            both models have a fourth (VGG, MobileNetV2, ResNet-50), add "stage4".
         weight: of the term, at least 0.
     """
 
