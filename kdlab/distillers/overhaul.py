@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 from kdlab.datasets import Split
 from kdlab.distillers.adapters import as_map, read_features, rows_of
-from kdlab.distillers.base import LayerDistiller, Layers, Outputs, checked_teacher
+from kdlab.distillers.base import (
+    LayerDistiller,
+    Layers,
+    Outputs,
+    checked_teacher,
+    computing_dtype,
+)
 from kdlab.distillers.connectors import (
     before_activations,
     connector,
@@ -94,4 +100,5 @@ def measured_margin(teacher: nn.Module, tap: str, train: Split) -> Tensor:
         values = as_map(read_features(teacher, [tap], images, rows)[tap]).double()
         totals.append(values.clamp(max=0).sum((0, 2, 3)))
         counts.append((values < 0).sum((0, 2, 3)))
-    return torch.stack(totals).sum(0) / torch.stack(counts).sum(0).clamp(min=1)
+    mean = torch.stack(totals).sum(0) / torch.stack(counts).sum(0).clamp(min=1)
+    return mean.to(computing_dtype(teacher))

@@ -66,7 +66,7 @@ class Step:
         teacher: nn.Module | None = None,
     ) -> None:
         self.model = model
-        call = torch.compile(model) if compiled else None
+        call: Any = torch.compile(model) if compiled else None
         self.forward = Forward(model, output, call=call)
         self.distiller = distiller
         self.ask_teacher = ask_teacher

@@ -622,13 +622,9 @@ def test_any_pair_that_an_adapter_joins_can_be_generated(pair):
 
 
 @pytest.mark.parametrize("layers", [{"blocks.0": "blocks.1"}, {"blocks.1": "head:input"}])
-def test_tokens_can_be_generated_or_are_refused_by_name(layers):
+def test_tokens_can_be_generated(layers):
     student, teacher, train = vit(8, 1), vit(12, 2), images(8)
     method = MaskedGeneration(layers, mask="places")
-    if "head:input" in layers.values():
-        with says("layers: the student's 'blocks.1' gives tokens"):
-            prepared(method, student, teacher, train)
-        return
     got = ask(prepared(method, student, teacher, train), student, teacher, train, torch.arange(8))
     assert got["generation"].isfinite()
 
