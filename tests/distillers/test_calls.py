@@ -122,8 +122,14 @@ def test_a_learned_gate_asks_any_teacher(sees, form):
 
 @pytest.mark.parametrize(
     ("form", "dtype"),
-    [("tuple", torch.bfloat16), ("dict", torch.float64), ("object", torch.float32)]
-    + [("view", torch.float32), ("compiled", torch.float64), ("compiled in place", torch.float32)],
+    [
+        ("tuple", torch.bfloat16),
+        ("dict", torch.float64),
+        ("object", torch.float32),
+        ("view", torch.float32),
+        ("compiled", torch.float64),
+        ("compiled in place", torch.float32),
+    ],
 )
 def test_exits_of_any_model(form, dtype):
     model, _ = foreign("labels", form) if form in FORMS else compiled("labels", form)
