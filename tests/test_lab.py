@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 
@@ -51,9 +52,14 @@ def _isolated(tmp_path, monkeypatch):
         yield
 
 
+def only_json(folder):
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text())
+
+
 @pytest.fixture
 def stored(tmp_path):
-    return lambda: json.loads((tmp_path / "records" / "lesson.json").read_text())
+    return lambda: only_json(tmp_path / "records")
 
 
 def start(*cells, lesson="lesson", ranges=RANGES, run=CELL, **values):
@@ -152,6 +158,34 @@ def test_unknown_injected_name_gets_the_nearest_match():
 
 def test_ordinary_cells_may_assign_what_they_like():
     start(CELL, "other = 3", "# Parametric\nzzz = 2", other=3)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        (CELL, "# Parameters of my own\nwidth = 3"),
+        (CELL, "x = 1", "# Parameters\nwidth = 3"),
+        ("# Parameters\nwidth = 3", CELL),
+        (CELL, "# Parameters\nwidth = len('abc')"),
+        (CELL, "# Parameters\nwidth = 3\nprint(width)"),
+        (CELL, "# Parameters\nPAPERMILL_INPUT_PATH = 'a'\nPAPERMILL_OUTPUT_PATH = 'b'\nseed = 1"),
+    ],
+)
+def test_what_papermill_did_not_set_is_the_learners_own(cells):
+    start(*cells)
+
+
+def test_where_a_person_works_nothing_was_injected(monkeypatch):
+    cells = (CELL, "# Parameters\nwidth = 3")
+    with pytest.raises(ValueError, match="unknown parameter 'width'"):
+        start(*cells)
+    monkeypatch.setattr(session.progress, "is_live", lambda: True)
+    start(*cells)
+
+
+def test_numbers_that_papermill_writes_as_calls_are_injected():
+    with pytest.raises(ValueError, match="unknown parameter 'width'"):
+        start(CELL, "# Parameters\nwidth = [1, float('nan')]")
 
 
 @pytest.mark.parametrize("run", ["", "temperature = 4.0"])
@@ -474,7 +508,8 @@ def test_records_go_to_the_cache_by_default(monkeypatch, tmp_path):
     monkeypatch.delenv("KDLAB_RECORDS")
     monkeypatch.setenv("KDLAB_DATA_DIR", str(tmp_path / "cache"))
     Lab("lesson", {"profile": "fast"}).record("gain", 1)
-    assert [p.name for p in (tmp_path / "cache" / "records").iterdir()] == ["lesson.json"]
+    (name,) = [path.name for path in (tmp_path / "cache" / "records").iterdir()]
+    assert re.fullmatch(r"lesson-[0-9a-f]{8}\.json", name)
 
 
 # --- in real kernels
@@ -548,7 +583,7 @@ def test_papermill_with_another_value_turns_claims_into_findings(lesson, tmp_pat
     assert outputs(done, "lab.start")[0].text.endswith("changed: temperature = 8.0\n")
     assert outputs(done, "lab.claim")[0].text.startswith("✗ does not hold here: four")
     assert "T=8.0" in outputs(done, "print(explorer)")[0].text
-    stored = json.loads((tmp_path / "records" / "tiny.json").read_text())
+    stored = only_json(tmp_path / "records")
     assert stored["parameters"]["temperature"] == 8.0 and not stored["is_default"]
 
 
@@ -556,3 +591,17 @@ def test_papermill_with_another_value_turns_claims_into_findings(lesson, tmp_pat
 def test_papermill_with_an_unknown_name_fails(lesson):
     with pytest.raises(Exception, match="did you mean 'temperature'"):
         papermill(lesson, temprature=8.0)
+
+
+def test_two_runs_share_no_record(tmp_path, monkeypatch):
+    """Neither two outputs of ``kdlab run``, nor two settings of one lesson."""
+    for output in ("T1", "T8", "a b", "a_b"):
+        monkeypatch.setenv("KDLAB_RECORD", output)
+        start().record("n", 1)
+    monkeypatch.delenv("KDLAB_RECORD")
+    for temperature in (1.0, 2.0, 2.0):
+        start(temperature=temperature).record("n", 1)
+    start(lesson="../../x").record("n", 1)
+    names = [path.name for path in (tmp_path / "records").iterdir()]
+    assert len(names) == 7 and not list(tmp_path.glob("*.json"))
+    assert all(re.fullmatch(r"[\w.-]+-[0-9a-f]{8}\.json", name) for name in names)

@@ -9,6 +9,7 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,9 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from kdlab.compression import untrusted
 from kdlab.compression.export import FACTS, SEAL, SEALED, Preprocessed, read_extra, unsealed
 from kdlab.compression.extras import need
 from kdlab.compression.shapes import fit_weights
+from kdlab.datasets import Data
 from kdlab.datasets.tokens import Tokenizer
 from kdlab.models.modes import check_initialised, unwrapped
 from kdlab.words import check_known
@@ -42,6 +45,7 @@ class Deployed:
         threads: with which it computes.
         card: whatever facts were written with it.
         tokenizer: of a model of texts, else None.
+        task: what the outputs are, as in `kdlab.datasets.Data`.
     """
 
     path: Path
@@ -52,6 +56,7 @@ class Deployed:
     card: dict[str, Any]
     answer: Callable[[Tensor], Tensor] = field(repr=False)
     tokenizer: Tokenizer | None = None
+    task: str = "classes"
 
     def __call__(self, inputs: Tensor | NDArray | Sequence[str]) -> Tensor:
         """Logits `[B, C]` float32 of inputs `[B, ...]`, or of B texts.
@@ -68,8 +73,39 @@ class Deployed:
             return self.answer(given.to(kind))
 
     def predict(self, inputs: Tensor | NDArray | Sequence[str]) -> list[str]:
-        """The name of the likeliest class of each sample."""
+        """The name of the likeliest class of each sample.
+
+        Raises:
+            ValueError: as a call; a model whose outputs are no classes.
+        """
+        if self.task != "classes":
+            raise ValueError(
+                f"predict: got a model of the task {self.task!r}, expected one of classes; call "
+                "it, for its outputs"
+            )
         return [self.classes[number] for number in self(inputs).argmax(1).tolist()]
+
+    def for_data(self, data: Data) -> Callable[[Tensor], Tensor]:
+        """The logits for inputs that are normalised as those of ``data``: a teacher for `fit`.
+
+        `fit` and `study` call this for themselves.
+
+        Raises:
+            ValueError: samples of another shape, or the same classes in another order.
+        """
+        if self.shape != data.shape:
+            raise ValueError(
+                f"teacher: got {self.path.name} for samples of shape {list(self.shape)}, expected "
+                f"{list(data.shape)} as in data {data.name!r}"
+            )
+        names = tuple(map(str, data.classes))
+        if self.classes != names and sorted(self.classes) == sorted(names):
+            raise ValueError(
+                f"teacher: got {self.path.name} with the classes {', '.join(self.classes)}, "
+                f"expected the order of the data, {', '.join(names)}; map them with "
+                "kdlab.distillers.ClassMapping, or name the data's classes in that order"
+            )
+        return partial(_answer_normalised, self, data.mean, data.std)
 
     def _numbers(self, inputs: Tensor | NDArray | Sequence[str]) -> Tensor:
         if isinstance(inputs, Tensor | np.ndarray):
@@ -80,6 +116,16 @@ class Deployed:
                 "read texts"
             )
         return self.tokenizer.encode(inputs)
+
+
+def _answer_normalised(
+    deployed: Deployed, mean: Sequence[float], std: Sequence[float], inputs: Tensor
+) -> Tensor:
+    pixels = inputs
+    if mean:
+        center, width = (torch.tensor(v).to(inputs).view(-1, 1, 1) for v in (mean, std))
+        pixels = (inputs * width + center).clamp(0, 1)
+    return deployed(pixels.cpu()).to(inputs.device)
 
 
 def load(
@@ -113,6 +159,8 @@ def load(
     own = torch.get_num_threads()
     count = (threads or own) if path.suffix == ".onnx" else own
     facts, answer = READERS[path.suffix](path, content, count, model)
+    if missing := [name for name in NEEDED if name not in facts]:
+        _refuse(path, f"lacks the facts {', '.join(missing)} of its model")
     tokens, shape = facts.get("tokens"), tuple(facts["shape"])
     return Deployed(
         path,
@@ -123,9 +171,11 @@ def load(
         facts["card"],
         answer,
         Tokenizer.of_tokens(tokens, shape[0]) if tokens else None,
+        facts.get("task", "classes"),
     )
 
 
+NEEDED = ("shape", "classes", "parameters", "card")
 Found = tuple[dict[str, Any], Callable[[Tensor], Tensor]]
 
 
@@ -146,11 +196,21 @@ def _check_seal(path: Path, content: bytes) -> None:
 
 def _onnx(path: Path, content: bytes, threads: int, model: nn.Module | None) -> Found:
     _check_seal(path, content)
-    runtime = need("onnxruntime")
+    runtime, proto = need("onnxruntime"), need("onnx").ModelProto()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    facts = json.loads(session.get_modelmeta().custom_metadata_map[FACTS])
+    try:
+        proto.ParseFromString(content)
+        if not (strange := untrusted.strange_model(proto)):
+            session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # each package has errors of its own
+        _refuse(path, f"cannot be run by onnxruntime ({error})")
+    if strange:
+        _refuse(path, f"needs {strange}")
+    sides = [[one.name for one in side] for side in (session.get_inputs(), session.get_outputs())]
+    if sides[0] != ["inputs"] or len(sides[1]) != 1:
+        _refuse(path, f"has the inputs and outputs {sides}, expected 'inputs' and one output")
+    facts = json.loads(session.get_modelmeta().custom_metadata_map.get(FACTS, "{}"))
 
     def answer(inputs: Tensor) -> Tensor:
         (logits,) = session.run(None, {"inputs": np.ascontiguousarray(inputs.cpu().numpy())})
@@ -176,6 +236,12 @@ def _check_archive(path: Path, content: bytes) -> dict[str, Any]:
                 if number == 0 and entry.header_offset:
                     _refuse(path, "is damaged: something stands before its beginning")
                 parts = entry.filename.split("/")
+                if untrusted.strange_member(entry.filename):
+                    _refuse(path, f"holds {entry.filename}, which kdlab does not write")
+                if parts[-2:] == ["models", "model.json"] and (
+                    strange := untrusted.strange_program(archive.read(entry))
+                ):
+                    _refuse(path, f"holds {strange[:80]!r}, which could run code")
                 if parts[-2:] == ["extra", FACTS]:
                     facts = json.loads(archive.read(entry))
                 if entry.filename.endswith(".pt") and entry.file_size:
@@ -185,7 +251,10 @@ def _check_archive(path: Path, content: bytes) -> dict[str, Any]:
                         plain = item["path_name"].startswith(("weight_", "tensor_"))
                         if item["use_pickle"] or not plain:
                             _refuse(path, f"holds {name} as a pickled object")
-    except (zipfile.BadZipFile, KeyError, AttributeError, json.JSONDecodeError):
+    except (
+        zipfile.BadZipFile, KeyError, TypeError, AttributeError, RecursionError,
+        json.JSONDecodeError,
+    ):  # fmt: skip
         _refuse(path, "is damaged, or no program that kdlab exported")
     if not facts:
         _refuse(path, "was not written by kdlab")

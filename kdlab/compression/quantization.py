@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -38,7 +40,19 @@ PT2E = "torchao.quantization.pt2e"
 WEIGHT = "kdlab weight"  # under which a node keeps the name of the weight that it multiplies by
 
 
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """Tensors without a dtype are float32 for a while, as torchao expects."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
 @torch.inference_mode(False)
+@single_precision()
 def quantize(model: nn.Module, data: Data, *, samples: int = 256) -> Quantized:
     """Quantize weights and activations after training, with ranges seen on training samples.
 
@@ -79,6 +93,7 @@ def quantize(model: nn.Module, data: Data, *, samples: int = 256) -> Quantized:
 
 
 @torch.inference_mode(False)
+@single_precision()
 def quantize_aware(
     model: nn.Module,
     data: Data,
@@ -220,6 +235,8 @@ def _prepare(model: nn.Module, data: Data, *, learning: bool) -> tuple[nn.Module
         program = torch.export.export(whole, (inputs,), dynamic_shapes=shapes).module()
         _spell_padding(program)
         _name_layers(program)
+        if not any(WEIGHT in node.meta for node in program.graph.nodes):
+            raise nothing_to_change(plain, left)
         _fold_norms(program)
         with torch.no_grad():
             folded = program(inputs)
@@ -327,11 +344,10 @@ def _spell_padding(program: Any) -> None:
     graph, aten = program.graph, torch.ops.aten
     for dims, op in ((1, aten.conv1d), (2, aten.conv2d), (3, aten.conv3d)):
         for node in graph.find_nodes(op="call_function", target=op.padding):
-            image, weight, bias, stride, padding, dilation, groups = (
-                *node.args,
-                *(None, [1] * dims, "valid", [1] * dims, 1)[len(node.args) - 2 :],
-            )
-            kernel = _tensor(program, weight).shape[2:]
+            usual: list[Any] = [None, [1] * dims, "valid", [1] * dims, 1]
+            given = [*node.args, *usual[len(node.args) - 2 :]]
+            image, weight, bias, stride, padding, dilation, groups = given
+            kernel = weight.meta["val"].shape[2:]
             dilation = list(dilation) * (dims if len(dilation) == 1 else 1)
             reach = zip(dilation, kernel, strict=True)
             both = [d * (k - 1) * (padding == "same") for d, k in reach]

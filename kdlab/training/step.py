@@ -66,8 +66,8 @@ class Step:
         teacher: nn.Module | None = None,
     ) -> None:
         self.model = model
-        call: Any = torch.compile(model) if compiled else None
-        self.forward = Forward(model, output, call=call)
+        called: Any = torch.compile(model) if compiled else model
+        self.forward = Forward(model, output, call=called)
         self.distiller = distiller
         self.ask_teacher = ask_teacher
         self.optimizer = optimizer
@@ -77,7 +77,7 @@ class Step:
         self.update_frozen_norms = update_frozen_norms
         self.taken = set() if teacher is None else set(teacher.modules())
         wanted = distiller.student_taps if distiller is not None else ()
-        self.taps = Taps(model if call is None else call, list(wanted))  # of what is called
+        self.taps = Taps(called, list(wanted))
         self.micro_batch = micro_batch
         self.measured: dict[str, Tensor] = {}
         if micro_batch is not None and micro_batch < batches.size:
@@ -178,7 +178,8 @@ class Step:
         with autocast(images.device, self.precision):
             logits = self.call_model(images)
         taps = {name: self.taps[name] for name in self.taps}
-        return Outputs(logits, taps, images, index, progress, self.batches.class_weights)
+        batches = self.batches
+        return Outputs(logits, taps, images, index, progress, batches.class_weights, batches.task)
 
     def call_model(self, images: Tensor) -> Tensor:
         """Return the student's logits."""

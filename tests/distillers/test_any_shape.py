@@ -80,7 +80,7 @@ LAYERED = {
 }
 ON_LAYERS = [
     name
-    for name, method in available().items()
+    for name, method in available("classes").items()
     if name in LAYERED or issubclass(method, LayerDistiller | HierarchicalDistiller)
 ]
 REFUSED = {  # what has no meaning: (student, teacher)
@@ -98,7 +98,7 @@ for name in ("hidden_states", "self_attention_relations"):
 
 def method_for(name):
     options = LAYERED.get(name, {})
-    if issubclass(available()[name], LayerDistiller):
+    if issubclass(available("classes")[name], LayerDistiller):
         options = {"layers": ("stage1", "stage2"), **options}
     return make(name, **options)
 

@@ -28,7 +28,7 @@ def teacher_of(name, classes):
     return vit(12, 2, classes) if is_vit else cnn(6, 2, classes)
 
 
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", available("classes"))
 @pytest.mark.parametrize("classes", [CLASSES - 2, CLASSES + 2])
 def test_a_teacher_of_other_classes(name, classes):
     student, teacher = pair(name)[0], teacher_of(name, classes)
