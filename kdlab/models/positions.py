@@ -108,7 +108,7 @@ def norm_before(model: nn.Module, tap: str, example: Tensor | None = None) -> nn
         outputs = ((norm, seen.tensors.get(path)) for path, norm in seen.norms.items())
         return next((norm for norm, output in outputs if output is read is not None), None)
     parent, _, name = path.rpartition(".")
-    row = model.get_submodule(parent)
+    row = modules_of(model).get(parent, model)
     names = list(row._modules)
     if not isinstance(row, nn.Sequential) or not names.index(name):
         return None
