@@ -89,11 +89,6 @@ ELSEWHERE = {
     "multi_level": "CVPR 2023",
     "value_targets": "NeurIPS 2017",
 }
-    "flow": "CVPR 2017",
-    "instance_graph": "CVPR 2019",
-    "multi_level": "CVPR 2023",
-    "value_targets": "NeurIPS 2017",
-}
 UNSOURCED = ("labels", "class_mapping")
 
 
