@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -14,6 +16,7 @@ from kdlab.training.divergence import copied
 from kdlab.training.predict import Forward, visiting
 from kdlab.training.step import Step, shared_parameters
 
+CONTAINERS = (dict, list, set, deque)
 SAMPLES = 4  # few, but enough for relations between images
 
 
@@ -145,9 +148,10 @@ def restored(parts: list[nn.Module], device: torch.device) -> Iterator[None]:
     """Afterwards buffers, modes, attributes and extra state of these modules are as they were."""
     modules = [module for part in parts for module in part.modules()]
     plain = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
-    before = [(vars(module), dict(vars(module))) for module in plain]
-    buffers = [(module._buffers, dict(module._buffers)) for module in plain]
-    held = [value for _, own in [*before, *buffers] for value in own.values()]
+    attributes = [vars(module) for module in plain]
+    inner = [value for own in attributes for value in own.values() if isinstance(value, CONTAINERS)]
+    containers = [(each, copy.copy(each)) for each in [*attributes, *inner]]
+    held = [v for c, _ in containers for v in (c.values() if isinstance(c, dict) else c)]
     held += [buffer for module in modules for buffer in module.buffers(recurse=False)]
     tensors = {id(t): (t, t.detach().clone()) for t in held if isinstance(t, Tensor) and t.is_leaf}
     extra = [(m, copied(m.get_extra_state())) for m in plain if _has_extra_state(m)]
@@ -158,9 +162,9 @@ def restored(parts: list[nn.Module], device: torch.device) -> Iterator[None]:
         with torch.no_grad():
             for tensor, value in tensors.values():
                 tensor.copy_(value)
-        for now, own in [*before, *buffers]:
-            now.clear()
-            now.update(own)
+        for container, content in containers:
+            container.clear()
+            (container.extend if hasattr(container, "extend") else container.update)(content)
         for module, state in extra:
             module.set_extra_state(state)
 

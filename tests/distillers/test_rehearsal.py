@@ -7,7 +7,7 @@ import torch
 from pairs import CLASSES, images, make, pair
 
 from kdlab.datasets import Data
-from kdlab.distillers import Labels, available
+from kdlab.distillers import Labels, SoftTargets, available
 from kdlab.training import fit, loop
 
 TRAIN = images(12)
@@ -40,3 +40,21 @@ def test_the_rehearsal_changes_no_bit_of_the_run(name, monkeypatch):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert any(not torch.equal(before[key], with_it[0][key]) for key in before)
+
+
+def test_what_a_method_gathers_in_the_rehearsal_is_forgotten():
+    class Gathering(SoftTargets):
+        def __init__(self):
+            super().__init__()
+            self._seen, self._names, self._last = [], {}, None
+
+        def forward(self, student, teacher, targets):
+            self._seen.append(len(targets))
+            self._names[len(targets)] = True
+            self._last = targets
+            return super().forward(student, teacher, targets)
+
+    method = Gathering()
+    student, teacher = pair("soft_targets")
+    fit(student, DATA, method, teacher=teacher, epochs=1, batch_size=6)
+    assert method._seen == [6, 6] and method._names == {6: True} and len(method._last) == 6
