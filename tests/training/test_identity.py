@@ -18,7 +18,7 @@ from kdlab.compression import Deployed
 from kdlab.distillers import Distiller, SoftTargets
 from kdlab.models import WithOutput
 from kdlab.training import TeacherOutputs, fit, stored_teacher_outputs
-from kdlab.training.identity import check_trainable, describe, describe_trained, fingerprint, moving
+from kdlab.training.identity import check_trainable, describe, describe_trained, fingerprint
 
 DATA = make_data()
 SHORT = {"epochs": 2, "batch_size": 32, "lr": 0.05}
