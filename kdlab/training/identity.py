@@ -304,7 +304,7 @@ class _Describer:
             held = {each.name: getattr(value, each.name, None) for each in fields(value)}
         elif own and "..." not in text:
             held = text
-        elif callable(value) and not _is_library(kind):
+        elif callable(value) and not own and not _is_library(kind):
             return self._no_name(value, name, f"{shown}, whose __repr__ shows an address")
         else:
             with contextlib.suppress(TypeError):  # it cannot be pickled
