@@ -36,6 +36,7 @@ MANGLED = re.compile(r"___torch_mangle_\d+\.")  # TorchScript numbers the module
 COMPILED = "_torchdynamo_orig_callable"  # where torch.compile keeps the function that it was given
 LIBRARIES = {"kdlab", "torch", "numpy", *sys.stdlib_module_names} - {"__main__"}
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, np.generic)
+CONSTANT = (*PLAIN, tuple, type, Tensor, torch.dtype, types.BuiltinFunctionType)  # of a class
 UNFIT: tuple[tuple[Callable[[Any], bool], str, str], ...] = (  # what no model is trained with
     (is_lazy, "is lazy and has no shape yet", "a built model; run it once on a batch, before"),
     (lambda t: t.is_meta, "is on the meta device", "values; call to_empty(), load weights"),
@@ -123,12 +124,13 @@ def check_trainable(model: Any, name: str = "model") -> None:
                 f"{name}: got {key or type(module).__name__!r} with sparse=True, whose gradients "
                 "the optimizers cannot take, expected sparse=False; set it so"
             )
-    if not any(True for _ in model.parameters()):
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    if not trained:
         raise ValueError(
             f"{said} without any parameter, expected one that can be trained; give the model from "
             "before it was quantized, exported or frozen by TorchScript, or one with layers"
         )
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    if not any(trained):
         raise ValueError(
             f"{said} with frozen parameters alone, expected at least one that is trained; call "
             "requires_grad_(True) on the layers to train"
@@ -210,10 +212,9 @@ class _Describer:
         if inner is not None:
             return self.of(inner, name)
         if isinstance(value, types.FunctionType):
-            if value.__name__ == "<lambda>":
-                line = value.__code__.co_firstlineno
-                return self._no_name(value, name, f"a lambda (line {line})")
-            return f"{_name(value)} {self._code(value, name)}"
+            if value.__name__ != "<lambda>":
+                return f"{_name(value)} {self._code(value, name)}"
+            return self._no_name(value, name, f"a lambda (line {value.__code__.co_firstlineno})")
         if isinstance(value, types.MethodType):
             return f"{self.of(value.__self__, name)}.{self.of(value.__func__, name)}"
         if isinstance(value, types.BuiltinFunctionType):  # its owner: an object, class or module
@@ -283,10 +284,10 @@ class _Describer:
             own = [base for base in kind.__mro__ if not _is_library(base)]
             parts = []
             for key, item in ((k, v) for base in own for k, v in sorted(vars(base).items())):
-                item = inspect.unwrap(getattr(item, "fget", item))
+                item = inspect.unwrap(getattr(item, "fget", getattr(item, "func", item)))
                 if isinstance(item, types.FunctionType):
                     parts.append(f"{key} {self._code(item, f'{name}.{key}')}")
-                elif not key.startswith("__") and isinstance(item, (*PLAIN, tuple, Tensor)):
+                elif not key.startswith("__") and isinstance(item, CONSTANT):
                     parts.append(f"{key} {self.of(item, f'{name}.{key}')}")
             self.classes[kind] += f" {_digest(' '.join(parts))}" if own else ""
         return self.classes[kind]
@@ -296,10 +297,9 @@ class _Describer:
         own = kind.__repr__ is not object.__repr__ and not ADDRESS.search(text)
         shown = ADDRESS.sub("…", f"{text:.80}")
         held: Any = None
-        if isinstance(getattr(value, "answer", None), nn.Module):  # a loaded file, with its model
-            held = value.answer
-        elif isinstance(path := getattr(value, "path", None), Path) and path.is_file():
-            held = path.read_bytes()
+        answer, path = getattr(value, "answer", None), getattr(value, "path", None)
+        if answer is not None and isinstance(path, Path) and path.is_file():  # a Deployed
+            held = answer if isinstance(answer, nn.Module) else path.read_bytes()
         elif is_dataclass(value):
             held = {each.name: getattr(value, each.name, None) for each in fields(value)}
         elif own and "..." not in text:
@@ -337,8 +337,9 @@ def _settings(part: nn.Module) -> dict[str, Any]:
     shown = part.extra_repr()  # a method refuses here an option that it keeps under another name
     makers = filter(inspect.isfunction, (vars(k).get("__init__") for k in type(part).__mro__))
     taken = set().union(*(inspect.signature(make).parameters for make in makers))
-    found = {key: vars(part)[key] for key in sorted(taken & vars(part).keys() - {"training"})}
-    if not isinstance(part, Distiller) and not ADDRESS.search(shown):
+    kept = vars(part).keys() & {*taken, *(f"_{key}" for key in taken)}
+    found = {key: vars(part)[key] for key in sorted(kept - vars(nn.Module()).keys())}
+    if shown and not isinstance(part, Distiller) and not ADDRESS.search(shown):
         found["shown"] = shown
     return found
 

@@ -17,7 +17,7 @@ from tiny import Readable, interrupt_at, make_cnn, make_data, make_mlp, same, st
 from torch import nn
 
 from kdlab.compression import Deployed
-from kdlab.distillers import Distiller, SoftTargets
+from kdlab.distillers import Distiller, Gated, SoftTargets
 from kdlab.models import WithOutput
 from kdlab.training import TeacherOutputs, fit, stored_teacher_outputs
 from kdlab.training.identity import check_trainable, describe, describe_trained, fingerprint
@@ -68,6 +68,12 @@ class Noise:
     shape: torch.Tensor
 
 
+@dataclass
+class Settings:
+    path: Path
+    rate: float
+
+
 class Anonymous:
     def __init__(self, strength):
         self.strength = strength
@@ -98,10 +104,12 @@ NAMED = {
     "class": (nn.ReLU, nn.GELU),
     "local class": (local_class(1), local_class(2)),
     "dataclass": (Noise(0.1, torch.ones(1, 8, 8)), Noise(0.1, torch.eye(8)[None])),
+    "settings with a file": (Settings(Path(__file__), 1.0), Settings(Path(__file__), 2.0)),
     "repr": (Named(1.0), Named(2.0)),
     "shortened repr": (Named(ZEROS), Named(PEAK)),
     "attributes": (types.SimpleNamespace(a=shifted), types.SimpleNamespace(a=decorated)),
     "class attributes": (type("S", (), {"a": 1})(), type("S", (), {"a": 2})()),
+    "layers of a class": (type("S", (), {"a": nn.ReLU}), type("S", (), {"a": nn.GELU})),
     "module": (nn.Flatten(0, 1), nn.Flatten(0, 2)),
     "set": ({"a", "b", "c", "d"}, {"a", "b", "c", "e"}),
     "long array": (ZEROS, PEAK),
@@ -196,18 +204,26 @@ class Shown(Scaled):
         return f"heads={self.groups}"
 
 
+def gated(function):
+    def gate(student, teacher, targets):
+        return function(torch.ones(len(student)))
+
+    return gate if function.__name__ != "<lambda>" else lambda *batch: gate(*batch)
+
+
 def with_function(what, function):
     """Options of a run with a function in one of the places that may have one."""
     return {
         "augment": {"augment": function},
         "output": {"output": function},
         "distiller": {"distiller": Mixed([function])},
+        "gate": {"distiller": Gated(SoftTargets(), gated(function)), "teacher": Scaled()},
         "model": {"model": Scaled(act=function)},
         "teacher": {"distiller": SoftTargets(), "teacher": WithOutput(Scaled(), function)},
     }[what]
 
 
-PLACES = ["augment", "output", "distiller", "model", "teacher"]
+PLACES = ["augment", "output", "distiller", "gate", "model", "teacher"]
 
 
 @pytest.mark.parametrize("what", PLACES)
@@ -215,7 +231,9 @@ def test_a_lambda_is_refused_before_any_work_where_a_checkpoint_is_wanted(tmp_pa
     options = {"model": make_mlp(DATA), "distiller": Mixed()}
     options |= with_function(what, lambda images, index=0, view=0: images)
     before = copy.deepcopy(options["model"].state_dict())
-    with pytest.raises(ValueError, match=f"^{what}.*: got .*stable name"):
+    with pytest.raises(
+        ValueError, match=f"^{what.replace('gate', 'distiller')}.*: got .*stable name"
+    ):
         train(tmp_path / "a.pt", **options)
     assert same(options["model"].state_dict(), before) and not list(tmp_path.iterdir())
     assert not getattr(options["distiller"], "prepared", 0)
@@ -226,7 +244,10 @@ def test_a_lambda_is_refused_before_any_work_where_a_checkpoint_is_wanted(tmp_pa
 def test_a_checkpoint_tells_two_functions_apart(tmp_path, what):
     train(tmp_path / "a.pt", **with_function(what, by(0.1)))
     assert train(tmp_path / "a.pt", **with_function(what, by(0.1))).steps == 0
-    with pytest.raises(ValueError, match=rf"^checkpoint: a.pt belongs to another run \({what}: "):
+    with pytest.raises(
+        ValueError,
+        match=rf"^checkpoint: a.pt belongs to another run \({what.replace('gate', 'distiller')}: ",
+    ):
         train(tmp_path / "a.pt", **with_function(what, by(0.2)))
 
 
