@@ -158,7 +158,8 @@ class Distiller(nn.Module):
     def extra_repr(self) -> str:
         """Show the options, so that a printed distiller says what it does.
 
-        A checkpoint and the ranks of one run tell methods apart by this.
+        A checkpoint and the ranks of one run tell methods apart by the options themselves
+        (`kdlab.training.identity.describe_trained`), which have to be stored for that.
 
         Raises:
             ValueError: an option that is not stored under its own name, so that it would not show.

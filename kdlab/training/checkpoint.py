@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdlab.files import atomic_write
 from kdlab.training.identity import differences
 
-FORMAT = 2  # another number, whenever a checkpoint or an identity holds other things than before
+FORMAT = 3  # another number, whenever a checkpoint or an identity holds other things than before
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:

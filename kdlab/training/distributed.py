@@ -184,10 +184,10 @@ class Ranks(Alone):
     def check_alike(self, modules: Mapping[str, nn.Module]) -> None:
         """Raise ValueError that names a buffer which has become another one on some rank."""
         buffers = {
-            f"{part}: {name}": buffer.detach().float().flatten().to(self.device)
+            f"{part}: {name}": numbers.float().flatten().to(self.device)
             for part, module in modules.items()
             for name, buffer in module.named_buffers()
-            if buffer.numel()
+            if buffer.numel() and (numbers := numbers_of(buffer)) is not None
         }
         if not buffers:
             return
@@ -321,6 +321,17 @@ class SignsOfLife:
         """Tell no more."""
         self._ended.set()
         self._thread.join(2 * BEAT)
+
+
+def numbers_of(tensor: Tensor) -> Tensor | None:
+    """Return a view of what ranks can send one another: of a complex number its two real ones.
+
+    None of a quantized, sparse or nested tensor, which no backend can send.
+    """
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        return None
+    numbers = tensor.detach().conj() if tensor.is_conj() else tensor.detach()
+    return torch.view_as_real(numbers) if numbers.is_complex() else numbers
 
 
 def join(device: torch.device) -> tuple[Alone, torch.device]:

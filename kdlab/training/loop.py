@@ -268,20 +268,22 @@ def fit(
         check_outputs(Forward(model, output), first, data.num_classes, target)
         if teacher is not None and teacher_outputs is None:
             check_outputs(Forward(teacher, output, "teacher"), data.train.x[:64], None, target)
-        if distiller is not None:
-            with torch.no_grad(), visiting(model, target), visiting(teacher, target):
-                distiller.prepare(model, teacher, data.train)
-            modules["distiller"] = distiller.to(target)
-        if teacher is not None:
-            check_shared(teacher, modules)
         identity: dict[str, Any] = {}
-        if checkpoint is not None or ranks.size > 1:
+        if checkpoint is not None or ranks.size > 1:  # what has no name is refused before any work
             identity = asdict(plan) | _identity(model, data, distiller, teacher)
             identity |= {"optimizer": optimizer, "weight_decay": weight_decay}
             identity |= {"augment": describe(augment, "augment"), "clip": clip}
             identity |= {"output": describe(output, "output"), "micro_batch": micro_batch}
             identity |= {"class_weights": None if weights is None else weights.tolist()}
             identity |= {"update_frozen_norms": update_frozen_norms}
+        if distiller is not None:
+            with torch.no_grad(), visiting(model, target), visiting(teacher, target):
+                distiller.prepare(model, teacher, data.train)
+            modules["distiller"] = distiller.to(target)
+        if teacher is not None:
+            check_shared(teacher, modules)
+        if identity:
+            identity |= describe_trained(distiller, "distiller", model)  # with its adapters
         ranks.check(size, identity, distiller)
         update = OPTIMIZERS[optimizer](
             [p for module in modules.values() for p in module.parameters() if p.requires_grad],

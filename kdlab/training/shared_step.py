@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
-from kdlab.training.distributed import Ranks
+from kdlab.training.distributed import Ranks, numbers_of
 from kdlab.training.step import Step
 
 
@@ -32,7 +32,8 @@ class SharedStep(Step):
         # images in channels-last order give gradients of one input channel in other strides
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         for buffer in (terms := _Terms(self)).buffers():
-            dist.broadcast(buffer, 0)
+            if (numbers := numbers_of(buffer)) is not None:
+                dist.broadcast(numbers, 0)
         with warnings.catch_warnings():
             # a newer name, which older versions do not know, and which would do as much
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)

@@ -143,6 +143,19 @@ def resumed(folder: Path) -> Run:
     return run
 
 
+def odd_buffers(folder: Path) -> Run:
+    """Buffers that no backend can send as they are; rank 0's are everybody's where one can."""
+    model = mlp()
+    model.register_buffer("wave", torch.full((2,), 3 + 4j + rank()))
+    model.register_buffer("conjugate", torch.full((2,), 3 + 4j + rank()).conj())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*quanti")
+        levels = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    model.register_buffer("levels", levels)
+    model.register_buffer("graph", torch.eye(3).to_sparse())
+    return fit(model, DATA, **SHORT)
+
+
 class Centred(SoftTargets):
     """Keeps a running mean of what it saw, which is another on each rank."""
 
@@ -198,7 +211,7 @@ def endless(folder: Path) -> Run:
 
 
 SAME = [labels, soft, stored, hints, hints_alone, batch_norm, mutual, slopes, live]
-OTHERS = [dropout, dropout_masks, resumed, refusals, compiled, endless]
+OTHERS = [dropout, dropout_masks, resumed, odd_buffers, refusals, compiled, endless]
 RUNS: dict[str, Callable[[Path], Run]] = {run.__name__: run for run in (*SAME, *OTHERS)}
 
 

@@ -21,7 +21,7 @@ from kdlab.training.distributed import ALONE, ENVIRONMENT, TIMEOUT, UNSHARED, jo
 
 HERE = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-FINISHED = ["dropout", "dropout_masks", "resumed", "refusals"]
+FINISHED = ["dropout", "dropout_masks", "resumed", "odd_buffers", "refusals"]
 PATIENCE = 300  # seconds; a busy machine takes a minute
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and gloo")
@@ -118,6 +118,13 @@ def test_interrupted_and_resumed_is_uninterrupted_to_the_last_bit(found):
         assert same(run["weights"], whole["weights"]) and run["history"] == whole["history"]
         assert run["facts"]["stopped"] == (143, 5, 4)
     assert gap(found("dropout", 0), found("dropout", 1)) == 0
+
+
+def test_buffers_of_any_kind(found):
+    for rank in (0, 1):
+        weights = found("odd_buffers", rank)["weights"]
+        assert weights["wave"].tolist() == [3 + 4j] * 2 and len(weights["graph"]) == 3
+        assert weights["conjugate"].tolist() == [3 - 4j] * 2
 
 
 def test_rank_0_alone_writes_and_speaks(found, folder):

@@ -7,7 +7,6 @@ import torch
 from tiny import distance, interrupt_at, make_cnn, make_data, make_mlp, same, stopping_is_expected
 from torch import nn
 
-from kdlab.distillers import SoftTargets
 from kdlab.training import TeacherOutputs, fit
 from kdlab.training.checkpoint import load_checkpoint
 from kdlab.training.identity import describe, fingerprint
@@ -21,22 +20,18 @@ def train(path, model, callbacks=(), **options):
     return fit(model, DATA, checkpoint=path, callbacks=callbacks, **SHORT | options)
 
 
-def stored(path) -> dict:
-    return torch.load(path, weights_only=True)
+def stopped(path, model, **options):
+    with stopping_is_expected():
+        assert train(path, model, [interrupt_at(1, 1)], **options).interrupted
 
 
-# --- teachers of every kind -----------------------------------------------------------------------
+class Holding(nn.Module):
+    """A model with a buffer, or an extra state, of any kind."""
 
-
-class Extra(nn.Module):
-    """A model with state that is no tensor."""
-
-    def __init__(self, extra=None, seed=0):
+    def __init__(self, held=None, seed=0, extra=None):
         super().__init__()
         self.inner = make_mlp(DATA, seed)
-        self.put(extra)
-
-    def put(self, extra):
+        self.register_buffer("held", held)
         self._extra = [extra]
 
     def forward(self, x):
@@ -46,19 +41,7 @@ class Extra(nn.Module):
         return self._extra[0]
 
     def set_extra_state(self, state):
-        self.put(state)
-
-
-class Holding(nn.Module):
-    """A model with a buffer of any kind."""
-
-    def __init__(self, held, seed=0):
-        super().__init__()
-        self.inner = make_mlp(DATA, seed)
-        self.register_buffer("held", held)
-
-    def forward(self, x):
-        return self.inner(x)
+        self._extra = [state]
 
 
 class Plain:
@@ -105,41 +88,59 @@ def values(seed):
     return torch.randn(4, 6, generator=torch.Generator().manual_seed(seed))
 
 
+def quantized(seed):
+    return torch.quantize_per_tensor(values(seed), 0.1, 0, torch.qint8)
+
+
+def nested(seed):
+    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3) + seed])
+
+
+# --- teachers of every kind -----------------------------------------------------------------------
+
+
+BUFFERS = {
+    "sparse": lambda seed: values(seed).relu().to_sparse(),
+    "csr": lambda seed: values(seed).relu().to_sparse_csr(),
+    "bsc": lambda seed: values(seed).relu().to_sparse_bsc((2, 2)),
+    "nested": nested,
+    "quantized": quantized,
+    "mkldnn": lambda seed: values(seed).to_mkldnn(),
+    "complex": lambda seed: torch.complex(values(seed), values(seed)),
+    "conjugate": lambda seed: torch.complex(values(seed), values(seed)).conj(),
+    "bf16": lambda seed: values(seed).bfloat16(),
+    "a column": lambda seed: values(seed)[:, 0],
+    "empty": lambda seed: torch.zeros(seed, 0),
+}
+EXTRAS = {
+    "tensor": values,
+    "dict": lambda seed: {"a": [values(0), {"b": seed}], "c": b"x"},
+    "bytes": lambda seed: bytes([seed]) * 400,
+    "object": Plain,
+    "dtype": (torch.float16, torch.float32).__getitem__,
+}
 TEACHERS = {
     "dynamically quantized": dynamic,
     "quantized LSTM": dynamic_lstm,
     "torchao": torchao,
-    "extra tensor": lambda seed: Extra(values(seed)),
-    "extra dict": lambda seed: Extra({"a": [values(0), {"b": seed}], "c": b"x"}),
-    "extra bytes": lambda seed: Extra(bytes([seed]) * 400),
-    "extra object": lambda seed: Extra(Plain(seed)),
-    "extra dtype": lambda seed: Extra((torch.float16, torch.float32)[seed]),
-    "sparse": lambda seed: Holding(values(seed).relu().to_sparse()),
-    "csr": lambda seed: Holding(values(seed).relu().to_sparse_csr()),
-    "quantized tensor": lambda seed: Holding(
-        torch.quantize_per_tensor(values(seed), 0.1, 0, torch.qint8)
-    ),
-    "complex": lambda seed: Holding(torch.complex(values(seed), values(seed))),
-    "bf16": lambda seed: Holding(values(seed).bfloat16()),
     "none": lambda seed: Holding(None, seed),
-    "hidden layers": lambda seed: (
-        lambda net: setattr(net, "layers_in_a_list", [make_mlp(DATA, seed)]) or net
-    )(make_mlp(DATA)),
+    **{kind: lambda seed, make=make: Holding(make(seed)) for kind, make in BUFFERS.items()},
+    **{
+        f"extra {k}": lambda seed, make=make: Holding(None, 0, make(seed))
+        for k, make in EXTRAS.items()
+    },
 }
 
 
 @old_quantization
 @pytest.mark.parametrize("kind", TEACHERS)
-def test_teachers_with_any_state(tmp_path, kind):
+def test_teachers_with_any_state(kind):
     first, again, other = (TEACHERS[kind](seed) for seed in (0, 0, 1))
     assert fingerprint(first) == fingerprint(again) != fingerprint(other)
     kept = TeacherOutputs.build(first, DATA)
     kept.check(again, DATA, None, 1)
     with pytest.raises(ValueError, match="another teacher"):
         kept.check(other, DATA, None, 1)
-    train(tmp_path / "a.pt", make_mlp(DATA), distiller=SoftTargets(), teacher=first)
-    with pytest.raises(ValueError, match=r"another run \(teacher: "):
-        train(tmp_path / "a.pt", make_mlp(DATA), distiller=SoftTargets(), teacher=other)
 
 
 # --- students of every kind -----------------------------------------------------------------------
@@ -150,8 +151,7 @@ class Tied(nn.Module):
 
     def __init__(self, seed=0):
         super().__init__()
-        self.first = seeded(seed, nn.Linear, 64, 64)
-        self.second = seeded(seed, nn.Linear, 64, 64)
+        self.first, self.second = (seeded(seed, nn.Linear, 64, 64) for _ in range(2))
         self.second.weight = self.first.weight
         self.head = seeded(seed, nn.Linear, 64, 4)
 
@@ -175,8 +175,11 @@ class Unsaved(nn.Module):
         return self.inner(x - self.mean)
 
 
-class Counting(Extra):
+class Counting(Holding):
     """Extra state that moves, and has to come back."""
+
+    def __init__(self, seed):
+        super().__init__(None, seed, {"batches": 0, "mean": torch.zeros(()), "raw": b"x"})
 
     def forward(self, x):
         if self.training:
@@ -185,30 +188,18 @@ class Counting(Extra):
         return self.inner(x) + self._extra[0]["mean"]
 
 
-def counting(seed):
-    return Counting({"batches": 0, "mean": torch.zeros(()), "kind": "a", "raw": b"x"}, seed)
-
-
 def partly_quantized(seed):
-    frozen = dynamic(3)[:2]
-    return nn.Sequential(*frozen, nn.ReLU(), seeded(seed, nn.Linear, 32, 4))
-
-
-def partly_torchao(seed):
-    return nn.Sequential(torchao(3), seeded(seed, nn.Linear, 4, 4))
+    return nn.Sequential(*dynamic(3)[:2], nn.ReLU(), seeded(seed, nn.Linear, 32, 4))
 
 
 STUDENTS = {
     "tied": Tied,
     "buffers left out of state_dict": Unsaved,
-    "extra state": counting,
+    "extra state": Counting,
     "partly quantized": partly_quantized,
-    "partly torchao": partly_torchao,
-    "double": lambda seed: make_mlp(DATA, seed),
+    "partly torchao": lambda seed: nn.Sequential(torchao(3), seeded(seed, nn.Linear, 4, 4)),
     "sparse": lambda seed: Holding(values(0).relu().to_sparse(), seed),
-    "quantized tensor": lambda seed: Holding(
-        torch.quantize_per_tensor(values(0), 0.1, 0, torch.qint8), seed
-    ),
+    "quantized tensor": lambda seed: Holding(quantized(0), seed),
     "float8": lambda seed: Holding(values(0).to(torch.float8_e4m3fn), seed),
     "conjugate": lambda seed: Holding(torch.complex(values(0), values(1)).conj(), seed),
 }
@@ -219,8 +210,7 @@ STUDENTS = {
 def test_students_with_any_state_resume_bit_for_bit(tmp_path, kind):
     whole = STUDENTS[kind](0)
     train(None, whole)
-    with stopping_is_expected():
-        assert train(tmp_path / "a.pt", STUDENTS[kind](0), [interrupt_at(1, 1)]).interrupted
+    stopped(tmp_path / "a.pt", STUDENTS[kind](0))
     resumed = STUDENTS[kind](5)  # in another process it may begin with other weights
     assert train(tmp_path / "a.pt", resumed).steps == 2
     assert describe(resumed.state_dict()) == describe(whole.state_dict())
@@ -233,7 +223,7 @@ def test_students_with_any_state_resume_bit_for_bit(tmp_path, kind):
             train(tmp_path / "a.pt", loose)
 
 
-@pytest.mark.parametrize("make", [Unsaved, counting])
+@pytest.mark.parametrize("make", [Unsaved, Counting])
 def test_a_diverged_run_leaves_the_state_of_the_last_good_epoch(make):
     model = make(0)
     before = describe([model.state_dict(), dict(model.named_buffers())])
@@ -243,12 +233,10 @@ def test_a_diverged_run_leaves_the_state_of_the_last_good_epoch(make):
 
 
 UNSTORABLE = {
-    "a Plain as '_extra_state'": lambda: Extra(Plain(3)),
+    "a Plain as '_extra_state'": lambda: Holding(extra=Plain(3)),
     "a ScriptObject as '0.lstm.*param'": lambda: nn.Sequential(dynamic_lstm(3), nn.Linear(4, 4)),
     "a Tensor of layout torch._mkldnn as 'held'": lambda: Holding(torch.ones(3, 3).to_mkldnn()),
-    "a Tensor of layout torch.strided as 'held'": lambda: Holding(
-        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
-    ),
+    "a Tensor of layout torch.strided as 'held'": lambda: Holding(nested(0)),
 }
 
 
@@ -263,48 +251,44 @@ def test_state_that_no_file_gives_back_is_refused_before_training(tmp_path, kind
     train(None, model)
 
 
-def eagerly(model):
-    return torch.compile(model, backend="eager")
+def plain(seed=0):
+    return nn.Sequential(make_cnn(DATA, seed), nn.Identity())
 
 
-def nested(model):
-    return nn.Sequential(eagerly(model), nn.Identity())
+def compiled(seed=0):
+    return torch.compile(plain(seed), backend="eager")
+
+
+def partly_compiled(seed=0):
+    net = plain(seed)
+    net[0] = torch.compile(net[0], backend="eager")
+    return net
 
 
 @pytest.mark.parametrize(
-    ("first", "then"), [(eagerly, lambda m: m), (lambda m: m, eagerly), (eagerly, eagerly)]
+    ("first", "then"), [(compiled, plain), (plain, partly_compiled), (partly_compiled, compiled)]
 )
 def test_a_compiled_model_has_the_checkpoint_of_the_model(tmp_path, first, then):
-    whole = make_cnn(DATA)
+    whole, resumed = plain(), then(5)
     train(None, whole)
-    with stopping_is_expected():
-        train(tmp_path / "a.pt", first(make_cnn(DATA)), [interrupt_at(1, 1)])
-    assert not any("_orig_mod" in key for key in stored(tmp_path / "a.pt")["modules"]["model"])
-    resumed = make_cnn(DATA, 5)
-    assert train(tmp_path / "a.pt", then(resumed)).steps == 2
+    stopped(tmp_path / "a.pt", first())
+    stored = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert stored["modules"]["model"].keys() == whole.state_dict().keys()
+    assert train(tmp_path / "a.pt", resumed).steps == 2
     assert distance(resumed, whole) < 1e-5
 
 
-def test_a_compiled_part_has_the_checkpoint_of_the_part(tmp_path):
-    with stopping_is_expected():
-        train(tmp_path / "a.pt", nested(make_cnn(DATA)), [interrupt_at(1, 1)])
-    plain = nn.Sequential(make_cnn(DATA, 5), nn.Identity())
-    assert train(tmp_path / "a.pt", plain).steps == 2
-
-
-def test_a_learning_rate_in_a_tensor_is_no_other_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("first", [True, False])
+def test_a_learning_rate_in_a_tensor_is_no_other_checkpoint(tmp_path, monkeypatch, first):
     """``compile=True`` keeps the learning rate in a tensor; either run goes on with the other."""
     monkeypatch.setattr(torch, "compile", lambda model, *a, **k: model)
-    whole = make_cnn(DATA)
+    whole, resumed = plain(), plain(5)
     train(None, whole)
-    for first in (True, False):
-        path = tmp_path / f"{first}.pt"
-        with stopping_is_expected():
-            train(path, make_cnn(DATA), [interrupt_at(1, 1)], compile=first)
-        resumed = make_cnn(DATA, 5)
-        train(path, resumed, compile=not first)
-        assert isinstance(stored(path)["optimizer"]["param_groups"][0]["lr"], float) is first
-        assert distance(resumed, whole) < 1e-5
+    stopped(tmp_path / "a.pt", plain(), compile=first)
+    train(tmp_path / "a.pt", resumed, compile=not first)
+    stored = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert isinstance(stored["optimizer"]["param_groups"][0]["lr"], float) is first
+    assert distance(resumed, whole) < 1e-5
 
 
 # --- another run ----------------------------------------------------------------------------------
@@ -325,16 +309,15 @@ def frozen(*names):
         (("0.bias",), ("6.bias",), "0.bias was frozen and is trained now, 6.bias was trained"),
     ],
 )
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_freezing_or_unfreezing_is_refused_by_name(tmp_path, then, now, said, optimizer):
-    train(tmp_path / "a.pt", frozen(*then), optimizer=optimizer)
-    assert train(tmp_path / "a.pt", frozen(*then), optimizer=optimizer).steps == 0
+def test_freezing_or_unfreezing_is_refused_by_name(tmp_path, then, now, said):
+    train(tmp_path / "a.pt", frozen(*then))
+    assert train(tmp_path / "a.pt", frozen(*then)).steps == 0
     model = frozen(*now)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(
         ValueError, match=rf"^checkpoint: a.pt .*\(model's frozen parameters: {said}"
     ):
-        train(tmp_path / "a.pt", model, optimizer=optimizer)
+        train(tmp_path / "a.pt", model)
     assert same(model.state_dict(), before)
 
 
@@ -346,19 +329,15 @@ def test_another_width_is_said_by_layer(tmp_path):
         train(tmp_path / "a.pt", make_mlp(DATA, hidden=(9,)))
 
 
-@pytest.mark.parametrize("version", [None, 1, 99])
+@pytest.mark.parametrize("version", [None, 2, 99])
 def test_the_checkpoint_of_another_version(tmp_path, version):
     path = tmp_path / "a.pt"
-    train(path, make_mlp(DATA))
-    state = stored(path)
-    state.pop("format")
-    state["identity"] = {"model": "MLP [...]", "lr": 0.05}
-    torch.save(state | ({} if version is None else {"format": version}), path)
+    state = {"identity": {"model": "MLP [...]", "lr": 0.05}, "format": version}
+    torch.save({key: value for key, value in state.items() if value is not None}, path)
     before = path.read_bytes()
-    with pytest.raises(
-        ValueError, match=r"^checkpoint: a.pt was written by another version of kdl"
-    ):
+    message = r"^checkpoint: a.pt was written by another version of kdl"
+    with pytest.raises(ValueError, match=message):
         train(path, make_mlp(DATA))
-    with pytest.raises(ValueError, match="another version"):
+    with pytest.raises(ValueError, match=message):
         load_checkpoint(path, {})
     assert path.read_bytes() == before
