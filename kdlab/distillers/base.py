@@ -6,6 +6,7 @@ import inspect
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 
 from torch import Tensor, nn
 
@@ -52,6 +53,12 @@ class Distiller(nn.Module):
             images, cannot train with it.
         complete: False for a method that never trains the student's classifier, such as a hint;
             it is there to be added to one that does: ``Labels() + Hints()``.
+        labelled_terms: names of the terms that are means over the *labelled* images of a batch,
+            such as "hard"; all others are means over the whole batch. Where a batch comes in
+            parts, a part's term then counts by its number of labelled images.
+        relates_images: True where a term compares the images of a batch with each other, so that
+            the parts of a batch do not add up to its value. Batch norms, of a model or an adapter,
+            are not meant: in training mode they relate images under any method.
         in_tournament: False for a method that the stored comparisons of lessons 01 to 03 leave
             out, because not every pair of models has what it reads: attention, exits, several
             teachers, another method.
@@ -63,6 +70,8 @@ class Distiller(nn.Module):
     needs_input_gradients: bool = False
     remembers_images: bool = False
     complete: bool = True
+    labelled_terms: tuple[str, ...] = ()
+    relates_images: bool = False
     in_tournament: bool = True
 
     @property
@@ -106,7 +115,7 @@ class Distiller(nn.Module):
                     "so that a checkpoint could not tell two values apart; "
                     f"in __init__ write self.{name} = {name}"
                 )
-        return options_of(self)
+        return options_of(self, hidden=("labelled_terms", "relates_images"))
 
     def __add__(self, other: Distiller) -> Sum:
         return Sum(self, other)
@@ -139,6 +148,8 @@ class Wrapper(Distiller):
         self.needs_input_gradients = any(part.needs_input_gradients for part in parts)
         self.remembers_images = any(part.remembers_images for part in parts)
         self.complete = any(part.complete for part in parts)
+        self.relates_images = any(part.relates_images for part in parts)
+        self.labelled_terms = self._labelled([part.labelled_terms for part in parts])
 
     @property
     def _parts(self) -> list[Distiller]:
@@ -154,6 +165,20 @@ class Wrapper(Distiller):
         for part in self._parts:
             part.prepare(student, teacher, train)
         self._collect_taps()
+
+    def side_by_side(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the terms of all parts, and note under which names the labelled ones stand.
+
+        Only now that is certain: a number depends on which terms the parts before returned.
+        """
+        self.labelled_terms = self._labelled(parts)
+        return side_by_side(parts)
+
+    def _labelled(self, terms: Sequence[Iterable[str]]) -> tuple[str, ...]:
+        named = zip(self._parts, numbered(terms), strict=True)
+        return tuple(
+            new[name] for part, new in named for name in part.labelled_terms if name in new
+        )
 
     def _collect_taps(self) -> None:
         self.student_taps = tuple({tap: None for part in self._parts for tap in part.student_taps})
@@ -181,7 +206,7 @@ class Sum(Wrapper):
         self, student: Outputs, teacher: Outputs | None, targets: Tensor
     ) -> dict[str, Tensor]:
         """Return the terms of all parts."""
-        return side_by_side(part(student, teacher, targets) for part in self._parts)
+        return self.side_by_side([part(student, teacher, targets) for part in self._parts])
 
 
 class Scaled(Wrapper):
@@ -201,16 +226,32 @@ class Scaled(Wrapper):
     ) -> dict[str, Tensor]:
         """Return the part's terms, scaled."""
         (part,) = self._parts
-        return {name: self.factor * v for name, v in part(student, teacher, targets).items()}
+        terms = self.side_by_side([part(student, teacher, targets)])
+        return {name: self.factor * value for name, value in terms.items()}
 
 
 def side_by_side(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return the values of all parts by name; a name that is taken gets its part's number."""
-    together: dict[str, Tensor] = {}
+    parts = list(parts)
+    named = zip(parts, numbered(parts), strict=True)
+    return {new[name]: value for part, new in named for name, value in part.items()}
+
+
+def numbered(parts: Iterable[Iterable[str]]) -> list[dict[str, str]]:
+    """Return for each part its names, and what they become side by side: ``hard`` → ``hard_2``.
+
+    The number is that of the part, or the next that is free: a part that is itself a sum may have
+    brought that name.
+    """
+    taken: set[str] = set()
+    found: list[dict[str, str]] = []
     for number, part in enumerate(parts, start=1):
-        for name, value in part.items():
-            together[f"{name}_{number}" if name in together else name] = value
-    return together
+        found.append({})
+        for name in part:
+            numbers = (f"{name}_{n}" for n in count(number))
+            found[-1][name] = new = next(n for n in chain([name], numbers) if n not in taken)
+            taken.add(new)
+    return found
 
 
 class LayerDistiller(Distiller):

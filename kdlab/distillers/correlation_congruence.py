@@ -39,6 +39,8 @@ class CorrelationCongruence(LayerDistiller):
         ValueError: no layer, an option out of range, fewer than two images in a batch.
     """
 
+    relates_images = True
+
     def __init__(
         self,
         layers: Layers = "pool",

@@ -22,6 +22,8 @@ class Decoupled(Distiller):
         weight: factor on the whole distillation term.
     """
 
+    labelled_terms = ("hard", "decoupled")
+
     def __init__(
         self, temperature: float = 4.0, alpha: float = 1.0, beta: float = 8.0, weight: float = 1.0
     ) -> None:

@@ -58,6 +58,7 @@ class DeepSupervision(LayerDistiller):
         ValueError: no layer, an option out of its range.
     """
 
+    labelled_terms = ("exit_hard",)
     in_tournament = False
 
     def __init__(
@@ -76,6 +77,7 @@ class DeepSupervision(LayerDistiller):
         self.alpha = check_fraction("alpha", alpha)
         self.feature_weight = float(feature_weight)
         self.balance = _check_balance(balance, len(self.layers))
+        self.relates_images = balance == "loss"  # its weights come from all images
         self.needs_teacher = alpha > 0 or feature_weight > 0
         if not feature_weight:
             self.teacher_taps = ()

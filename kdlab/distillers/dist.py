@@ -20,11 +20,14 @@ class Dist(Distiller):
         gamma: weight of the relation between samples, within a class.
     """
 
+    labelled_terms = ("hard",)
+
     def __init__(self, temperature: float = 4.0, beta: float = 2.0, gamma: float = 2.0) -> None:
         super().__init__()
         self.temperature = temperature
         self.beta = beta
         self.gamma = gamma
+        self.relates_images = gamma > 0
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, targets: Tensor

@@ -70,6 +70,7 @@ class Gated(Wrapper):
         super().__init__(SoftTargets() if method is None else method)
         self.needs_teacher = True
         self.gate = as_gate(gate)
+        self.relates_images = self.relates_images or self.gate.relates_images
         self._measured: dict[str, Tensor] = {}
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
@@ -86,7 +87,7 @@ class Gated(Wrapper):
         weights = check_weights(self.gate(student, teacher, targets), len(targets))
         (method,) = self._parts
         with weighted_samples(weights, detach=self.gate.detached) as given:
-            terms = method(student, teacher, targets)
+            terms = self.side_by_side([method(student, teacher, targets)])
         if not given.used:
             raise ValueError(
                 f"method: {type(method).__name__} compares nothing with a teacher here, so a gate "

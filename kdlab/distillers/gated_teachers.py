@@ -207,6 +207,7 @@ class GatedTeachers(Distiller):
         ValueError: an unknown gate, an option out of range; in training, a teacher without members.
     """
 
+    labelled_terms = ("hard",)
     in_tournament = False
 
     def __init__(

@@ -14,7 +14,7 @@ from kdlab.datasets import Split
 from kdlab.distillers.base import Outputs, check_fraction, options_of
 from kdlab.distillers.gate_networks import batches, build_network, take_examples, train_mixture
 from kdlab.losses.checks import check_count, check_weight
-from kdlab.losses.gates import GATES
+from kdlab.losses.gates import GATES, median_gate
 from kdlab.words import check_known
 
 GateFunction = Callable[..., Tensor]
@@ -25,9 +25,11 @@ class Gate(nn.Module):
 
     Attributes:
         detached: False for the one bad example whose weights are trained by the loss they weigh.
+        relates_images: True where a sample's weight depends on the others of its batch.
     """
 
     detached: bool = True
+    relates_images: bool = False
 
     def prepare(self, student: nn.Module, teacher: nn.Module, train: Split) -> None:
         """Build what the gate owns, anew for each run; as `Distiller.prepare`."""
@@ -38,7 +40,7 @@ class Gate(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the options."""
-        return options_of(self)
+        return options_of(self, hidden=vars(Gate))
 
 
 class FunctionGate(Gate):
@@ -46,7 +48,8 @@ class FunctionGate(Gate):
 
     Args:
         function: ``f(student_logits, teacher_logits, targets) -> [B]``; options go in with
-            ``functools.partial(better_gate, scale=2.0)``.
+            ``functools.partial(better_gate, scale=2.0)``. One that looks at the whole batch at
+            once, as `median_gate` does, says so: ``function.relates_images = True``.
     """
 
     def __init__(self, function: GateFunction) -> None:
@@ -55,6 +58,7 @@ class FunctionGate(Gate):
         inner = function.func if isinstance(function, partial) else function
         # a name and its options, not an address: a checkpoint must know the gate in a new session
         self.function = getattr(inner, "__qualname__", type(inner).__name__)
+        self.relates_images = inner is median_gate or getattr(inner, "relates_images", False)
         if isinstance(function, partial):
             self.options = dict(function.keywords)
 

@@ -34,6 +34,7 @@ class GradientAttention(Distiller):
 
     needs_input_gradients = True
     complete = False
+    labelled_terms = ("gradient_attention",)
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

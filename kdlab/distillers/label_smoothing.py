@@ -19,6 +19,7 @@ class LabelSmoothing(Distiller):
     """
 
     needs_teacher = False
+    labelled_terms = ("hard",)
 
     def __init__(self, smoothing: float = 0.1) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ class Labels(Distiller):
     """
 
     needs_teacher = False
+    labelled_terms = ("hard",)
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

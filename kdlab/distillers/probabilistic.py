@@ -24,6 +24,8 @@ class Probabilistic(LayerDistiller):
         ValueError: no layer, a negative weight, fewer than three images in a batch.
     """
 
+    relates_images = True
+
     def __init__(self, layers: Layers = "pool", weight: float = 30000.0) -> None:
         super().__init__(layers, weight)
 

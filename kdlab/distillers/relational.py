@@ -28,6 +28,8 @@ class Relational(LayerDistiller):
         ValueError: no layer, a negative factor, fewer than three images in a batch.
     """
 
+    relates_images = True
+
     def __init__(
         self,
         layers: Layers = "pool",

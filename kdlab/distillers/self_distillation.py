@@ -49,6 +49,7 @@ class SelfDistillation(Distiller):
     """
 
     needs_teacher = False
+    labelled_terms = ("hard", "exit_hard")
     in_tournament = False
 
     def __init__(

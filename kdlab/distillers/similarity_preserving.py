@@ -25,6 +25,8 @@ class SimilarityPreserving(LayerDistiller):
         ValueError: no layer, a negative weight, fewer than two images in a batch.
     """
 
+    relates_images = True
+
     def __init__(self, layers: Layers = "stage3", weight: float = 3000.0) -> None:
         super().__init__(layers, weight)
 

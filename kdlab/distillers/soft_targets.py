@@ -20,6 +20,8 @@ class SoftTargets(Distiller):
         alpha: weight of the soft term, 0 to 1. With 1 no label is used.
     """
 
+    labelled_terms = ("hard",)
+
     def __init__(self, temperature: float = 4.0, alpha: float = 0.9) -> None:
         super().__init__()
         self.temperature = temperature

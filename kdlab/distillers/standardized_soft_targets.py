@@ -20,6 +20,8 @@ class StandardizedSoftTargets(Distiller):
             models (1 and 12 once each), with T from 2 to 4.
     """
 
+    labelled_terms = ("hard",)
+
     def __init__(self, temperature: float = 2.0, weight: float = 9.0) -> None:
         super().__init__()
         self.temperature = temperature

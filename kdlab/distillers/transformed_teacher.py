@@ -21,6 +21,8 @@ class TransformedTeacher(Distiller):
         weighted: True for WTTM, which listens more where the teacher is unsure.
     """
 
+    labelled_terms = ("hard",)
+
     def __init__(
         self, temperature: float = 4.0, weight: float = 1.0, weighted: bool = False
     ) -> None:

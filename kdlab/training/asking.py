@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from kdlab.datasets import Data
 from kdlab.distillers import Distiller, Outputs
-from kdlab.models import Taps
+from kdlab.models import Taps, WithOutput
+from kdlab.models.outputs import Output
 from kdlab.training.batches import Batches, autocast
 from kdlab.training.distributed import ALONE, Alone
-from kdlab.training.predict import predict, visiting
+from kdlab.training.predict import Forward, predict, visiting
 from kdlab.training.teacher_outputs import TeacherOutputs
 
 Ask = Callable[[Tensor, Tensor, int], Outputs | None]
@@ -27,9 +28,14 @@ class LiveTeacher:
     """
 
     def __init__(
-        self, teacher: nn.Module, taps: tuple[str, ...], precision: str, gradients: bool = False
+        self,
+        teacher: nn.Module,
+        taps: tuple[str, ...],
+        precision: str,
+        gradients: bool = False,
+        output: Output | None = None,
     ) -> None:
-        self.teacher = teacher
+        self.forward = Forward(teacher, output, "teacher")
         self.taps = Taps(teacher, list(taps))
         self.precision = precision
         self.gradients = gradients
@@ -38,7 +44,7 @@ class LiveTeacher:
         """Return what the teacher says about ``images`` ``[B, c, h, w]``."""
         images = images.detach().requires_grad_(self.gradients)
         with torch.set_grad_enabled(self.gradients), autocast(images.device, self.precision):
-            logits = self.teacher(images).float()
+            logits = self.forward(images)
         return Outputs(logits, {name: self.taps[name] for name in self.taps}, images, index)
 
     def close(self) -> None:
@@ -103,6 +109,7 @@ def choose_asker(
     outputs: TeacherOutputs | None,
     precision: str,
     ranks: Alone = ALONE,
+    output: Output | None = None,
 ) -> Ask:
     """Return how ``fit`` asks the teacher: the cheapest way that this method and these views allow.
 
@@ -114,10 +121,11 @@ def choose_asker(
         return no_teacher
     augment, device = batches.augment, batches.labels.device
     if views is not None and distiller.needs_only_logits:
+        asked = teacher if output is None else WithOutput(teacher, output)
         if outputs is not None:
-            outputs.check(teacher, data, augment, views)
+            outputs.check(asked, data, augment, views)
         else:
-            outputs = TeacherOutputs.build(teacher, data, augment, views, device, ranks)
+            outputs = TeacherOutputs.build(asked, data, augment, views, device, ranks)
         return CachedTeacher(outputs.to(device))
     if outputs is not None:
         raise ValueError(
@@ -126,9 +134,10 @@ def choose_asker(
         )
     stack.enter_context(visiting(teacher, device))
     gradients = distiller.needs_input_gradients
-    live = LiveTeacher(teacher, distiller.teacher_taps, precision, gradients)
+    live = LiveTeacher(teacher, distiller.teacher_taps, precision, gradients, output)
     stack.callback(live.close)
-    if not torch.isfinite(predict(teacher, data.train.x[:64], device=device)).all():
+    first = predict(teacher, data.train.x[:64], device=device, output=output)
+    if not torch.isfinite(first).all():
         raise ValueError("teacher: its logits hold NaN or infinity; was it trained well?")
     if views is None or gradients:
         return live

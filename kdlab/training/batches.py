@@ -11,14 +11,21 @@ from kdlab.training.predict import channels_last
 
 
 class Batches:
-    """Training images (or token numbers) and labels resident on the device, read by index."""
+    """Training images (or token numbers) and labels resident on the device, read by index.
 
-    def __init__(self, split: Split, augment: Augmentation | None, device: torch.device) -> None:
+    ``size`` is the usual number of samples in a batch.
+    """
+
+    def __init__(
+        self, split: Split, augment: Augmentation | None, device: torch.device, size: int = 1
+    ) -> None:
         # rows of a [N, h, w, c] tensor, permuted, are channels-last batches at the cost of a gather
         self.are_images = split.x.dim() == 4
         rows = split.x.permute(0, 2, 3, 1) if self.are_images else split.x
         self.rows = rows.contiguous().to(device)
         self.labels = split.y.to(device)
+        self.label_weights = (self.labels >= 0).float()  # by which a mean over labels counts each
+        self.size = size
         self.augment = augment
 
     def __call__(self, index: Tensor, view: int) -> Tensor:

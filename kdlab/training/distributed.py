@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kdlab.distillers import Distiller
+from kdlab.models.outputs import Output
 from kdlab.training.device import forked_generators, seed_generators
 from kdlab.training.interrupt import Stop, deferred_interrupt
 from kdlab.training.predict import predict
@@ -53,10 +54,15 @@ class Alone:
         return mine
 
     def predict(
-        self, model: nn.Module, images: Tensor, *, device: str | torch.device = "auto"
+        self,
+        model: nn.Module,
+        images: Tensor,
+        *,
+        device: str | torch.device = "auto",
+        output: Output | None = None,
     ) -> Tensor:
         """Return what ``kdlab.training.predict`` does; each rank asks about its share."""
-        return predict(model, images, device=device)
+        return predict(model, images, device=device, output=output)
 
     def any(self, here: bool) -> bool:
         """Say whether it is so on any rank."""
@@ -144,12 +150,17 @@ class Ranks(Alone):
         return torch.cat(parts)
 
     def predict(
-        self, model: nn.Module, images: Tensor, *, device: str | torch.device = "auto"
+        self,
+        model: nn.Module,
+        images: Tensor,
+        *,
+        device: str | torch.device = "auto",
+        output: Output | None = None,
     ) -> Tensor:
-        """Return the logits ``[N, C]`` float32, on the CPU, on every rank."""
+        """Return the logits ``[N, C]``, on the CPU, on every rank."""
         if len(images) < self.size:
-            return predict(model, images, device=device)
-        mine = predict(model, self.share(images), device=device)
+            return predict(model, images, device=device, output=output)
+        mine = predict(model, self.share(images), device=device, output=output)
         return self.gather(mine.to(self.device), len(images)).cpu()
 
     def total(self, values: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:

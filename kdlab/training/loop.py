@@ -7,9 +7,10 @@ import numbers
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 from kdlab.datasets import Data
 from kdlab.datasets.views import Augmentation
 from kdlab.distillers import Distiller
-from kdlab.losses.checks import unchecked_values
+from kdlab.losses.checks import check_kind, check_positive, unchecked_values
 from kdlab.metrics import accuracy, negative_log_likelihood
+from kdlab.models import WithOutput
+from kdlab.models.modes import device_of
+from kdlab.models.outputs import Output
 from kdlab.training.asking import choose_asker
 from kdlab.training.batches import Batches
 from kdlab.training.device import (
@@ -30,22 +34,25 @@ from kdlab.training.device import (
     seed_generators,
 )
 from kdlab.training.distributed import Alone, Ranks, join
+from kdlab.training.divergence import LastGood
 from kdlab.training.history import History, Run
 from kdlab.training.interrupt import Stop
-from kdlab.training.predict import predict, visiting
+from kdlab.training.predict import Forward, visiting
 from kdlab.training.progress import Progress
+from kdlab.training.rehearsal import SAMPLES, check_outputs, check_shared, rehearse
 from kdlab.training.shared_step import SharedStep
 from kdlab.training.state import State
 from kdlab.training.step import Step
 from kdlab.training.teacher_outputs import TeacherOutputs, fingerprint
+from kdlab.words import check_known
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": lambda params, **options: torch.optim.SGD(
-        params, momentum=0.9, nesterov=True, **options
-    ),
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "momentum": partial(torch.optim.SGD, momentum=0.9),
     "adamw": torch.optim.AdamW,
 }
-WARM_UP = 0.1  # share of all steps in which the learning rate climbs
+WARM_UPS = {"cosine": 0.1, "steps": 0.0}  # fraction of all steps in which the learning rate climbs
+DROPS = (5 / 8, 3 / 4, 7 / 8)  # of all epochs: 150, 180, 210 of 240, as is published
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,10 @@ class Plan:
     lr: float
     seed: int
     views: int | None
+    schedule: str = "cosine"
+    warm_up: float = WARM_UPS["cosine"]
+    milestones: tuple[int, ...] = ()
+    lr_decay: float = 0.1
 
     @property
     def steps(self) -> int:
@@ -90,11 +101,13 @@ class Plan:
         return (epoch * self.steps + step) / (self.epochs * self.steps)
 
     def learning_rate(self, epoch: int, step: int) -> float:
-        """Return the learning rate of one step: a linear climb, then a cosine down to 0."""
+        """Return the learning rate of one step: a linear climb, then a cosine to 0, or drops."""
         total, now = self.epochs * self.steps, epoch * self.steps + step
-        climb = max(1, round(WARM_UP * total))
+        climb = max(1, round(self.warm_up * total)) if self.warm_up else 0
         if now < climb:
             return self.lr * (now + 1) / climb
+        if self.schedule == "steps":
+            return self.lr * self.lr_decay ** sum(epoch >= drop for drop in self.milestones)
         return self.lr * 0.5 * (1 + math.cos(math.pi * (now - climb) / max(1, total - climb)))
 
 
@@ -125,6 +138,15 @@ def fit(
     seed: int = 0,
     optimizer: str = "sgd",
     weight_decay: float = 5e-4,
+    schedule: str = "cosine",
+    milestones: Sequence[int] | None = None,
+    lr_decay: float = 0.1,
+    warm_up: float | None = None,
+    clip: float | None = None,
+    class_weights: Sequence[float] | Tensor | None = None,
+    micro_batch: int | None = None,
+    output: Output | None = None,
+    update_frozen_norms: bool = False,
     device: str = "auto",
     precision: str = "auto",
     compile: bool = False,
@@ -138,6 +160,11 @@ def fit(
 ) -> Run:
     """Train ``model`` on ``data.train``; with a distiller, under ``teacher``.
 
+    Both models may be anybody's: they return logits in one of the forms that
+    `kdlab.models.logits_of` knows, or ``output`` takes them out. One step is tried on a few samples
+    before the first update, so that what cannot work is said at once, by name. The teacher stays
+    bit for bit as it is; so do parameters with ``requires_grad=False`` and the norms among them.
+
     The learning rate climbs to ``lr`` over a tenth of all steps and falls to 0 along a cosine.
     Each epoch shuffles anew and drops the last, incomplete batch. The same seed gives the same
     run. An interrupt (Ctrl-C, the toolbar's square) ends it between two steps with a usable
@@ -150,13 +177,29 @@ def fit(
         model: returns logits ``[B, C]`` for images ``[B, c, h, w]``; trained in place.
         data: what to learn from; targets of -1 are unlabelled and count for the teacher alone.
         distiller: the method; None trains on the labels alone.
-        teacher: who answers; frozen and in eval mode, whatever it was before.
+        teacher: who answers; frozen and in eval mode, whatever it was before. For a method that
+            reads logits alone also a function of a batch, an exported program, or what
+            ``kdlab.compression.load`` returns.
         epochs: passes over the training images.
         batch_size: images per step.
         lr: peak learning rate.
         seed: shuffling and dropout.
-        optimizer: ``sgd`` (Nesterov, momentum 0.9) or ``adamw``.
+        optimizer: ``sgd`` (Nesterov, momentum 0.9), ``momentum`` (the same without Nesterov) or
+            ``adamw``.
         weight_decay: on all parameters.
+        schedule: ``cosine``, or ``steps``: ``lr`` times ``lr_decay`` from each milestone on.
+        milestones: epochs at which the learning rate drops, ascending; None takes 5/8, 3/4 and 7/8
+            of ``epochs`` (150, 180 and 210 of 240).
+        lr_decay: factor of each drop, above 0 and at most 1.
+        warm_up: fraction of all steps in which the learning rate climbs, from 0 to below 1; None
+            takes 0.1 with ``cosine`` and 0 with ``steps``.
+        clip: the largest L2 length of the gradient; None leaves it.
+        class_weights: one number per class, at least 0; the mean over the labelled samples then
+            weighs each by the number of its class, as in PyTorch's ``cross_entropy``.
+        micro_batch: samples in one forward; the gradients of a batch are accumulated.
+        output: takes the logits out of what a model returns; it is used on student and teacher
+            (for one of them alone: ``kdlab.models.WithOutput``).
+        update_frozen_norms: let the running statistics of frozen norms follow the batches.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``fp32`` or ``bf16``.
         compile: run the student through torch.compile; pays on a GPU in long runs.
@@ -171,33 +214,57 @@ def fit(
         progress: show a progress bar.
 
     Raises:
-        ValueError: an argument out of its range, a distiller without the teacher it needs (or the
-            reverse), a checkpoint of another run or one that cannot be written, a cache of another
-            teacher or data set, ranks that were told different things or whose buffers differ.
+        ValueError: an argument out of its range, labels or inputs that cannot be learned from, a
+            model that does not give finite logits ``[B, C]``, a distiller without the teacher it
+            needs (or the reverse), a method that cannot be used on this pair, a checkpoint of
+            another run or one that cannot be written, a cache of another teacher or data set,
+            ranks that were told different things or whose buffers differ.
+        Diverged: a loss or a weight is no longer finite; a ValueError. The model, and the
+            checkpoint, hold the state after the last epoch in which all were.
         RuntimeError: another rank is gone, or there is too little memory.
     """
     check_budget(epochs, batch_size, lr, optimizer, weight_decay, seed)
-    _check(model, data, distiller, teacher, augment, views, compile)
+    drops = check_schedule(schedule, milestones, lr_decay, warm_up, int(epochs))
+    _check_options(clip, micro_batch, output)
+    teacher = _check(model, data, distiller, teacher, augment, views, compile)
     ranks, target = join(pick_device(device))
     dtype = pick_precision(precision, target)
     lr, weight_decay = float(lr), float(weight_decay)  # a checkpoint holds no NumPy numbers
     size = int(min(batch_size, len(data.train)))
-    plan = Plan(len(data.train), int(epochs), size, lr, int(seed), 1 if augment is None else views)
-    home = next(model.parameters()).device
+    plan = Plan(
+        images=len(data.train),
+        epochs=int(epochs),
+        batch_size=size,
+        lr=lr,
+        seed=int(seed),
+        views=1 if augment is None else views,
+        schedule=schedule,
+        warm_up=WARM_UPS[schedule] if warm_up is None else float(warm_up),
+        milestones=drops,
+        lr_decay=float(lr_decay),
+    )
+    home = device_of(model)
     with ExitStack() as stack:
         stack.enter_context(ranks.guarded())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
         stack.enter_context(forked_generators(target))
         stack.enter_context(fast_kernels(target))
         stack.enter_context(unchecked_values())
         seed_generators(plan.seed, target)
         stack.callback(lambda: model.to(home).eval())
-        batches = Batches(data.train, augment, target)
+        batches = Batches(data.train, augment, target, size)
         modules = {"model": model.to(target)}
-        _check_answers(model, data, target)
+        first = data.train.x[: min(size, SAMPLES)]
+        check_outputs(Forward(model, output), first, data.num_classes, target)
+        if teacher is not None:
+            check_outputs(Forward(teacher, output, "teacher"), first, None, target)
         if distiller is not None:
-            with torch.no_grad(), visiting(model, target), visiting(teacher or model, target):
+            with torch.no_grad(), visiting(model, target), visiting(teacher, target):
                 distiller.prepare(model, teacher, data.train)
             modules["distiller"] = distiller.to(target)
+        if teacher is not None:
+            check_shared(teacher, modules)
         identity: dict[str, Any] = {}
         if checkpoint is not None or ranks.size > 1:
             identity = asdict(plan) | _identity(model, data, distiller, teacher)
@@ -211,10 +278,19 @@ def fit(
             fused=target.type in ("cpu", "cuda"),
         )
         ask = choose_asker(
-            stack, teacher, data, distiller, plan.views, batches, teacher_outputs, dtype, ranks
+            *(stack, teacher, data, distiller, plan.views, batches, teacher_outputs, dtype, ranks),
+            output=output,
         )
-        step = make_step(ranks, model, distiller, ask, update, batches, dtype, compile)
+        step = make_step(
+            *(ranks, model, distiller, ask, update, batches, dtype, compile),
+            output=output,
+            micro_batch=micro_batch,
+            clip=clip,
+            update_frozen_norms=update_frozen_norms,
+            teacher=teacher,
+        )
         stack.callback(step.close)
+        rehearse(step, len(first), data.num_classes, target)
         state = State(modules, update, identity, checkpoint, ranks)
         state.resume()
         bar = Progress(
@@ -225,7 +301,7 @@ def fit(
         def score() -> dict[str, float]:
             if not (validate or state.epoch == epochs):
                 return {}
-            logits = ranks.predict(model, data.val.x, device=target)
+            logits = ranks.predict(model, data.val.x, device=target, output=output)
             return {
                 "val_accuracy": accuracy(logits, data.val.y),
                 "val_nll": negative_log_likelihood(logits, data.val.y),
@@ -242,17 +318,20 @@ def fit(
         interrupted = state.epoch < epochs
         if interrupted and ranks.rank == 0:
             _say_interrupted(state, plan, kept)
-    micro_batch = step.micro_batch or size
-    facts = {"device": target.type, "precision": dtype, "micro_batch": micro_batch}
+    facts = {"device": target.type, "precision": dtype, "micro_batch": step.micro_batch or size}
+    if step.forward.contiguous:
+        facts["memory_format"] = "contiguous"  # the model's forward has a .view
     rate = clock.steps * size / clock.seconds if clock.seconds else math.nan
     if ranks.size > 1:
         facts["ranks"] = ranks.size
     return Run(model, state.history, interrupted, clock.steps, clock.seconds, rate, facts)
 
 
-def make_step(ranks: Alone, *arguments: Any) -> Step:
+def make_step(ranks: Alone, *arguments: Any, **options: Any) -> Step:
     """Return a step of this process alone, or this rank's part of a step of all ranks."""
-    return SharedStep(ranks, *arguments) if isinstance(ranks, Ranks) else Step(*arguments)
+    if isinstance(ranks, Ranks):
+        return SharedStep(ranks, *arguments, **options)
+    return Step(*arguments, **options)
 
 
 def run_epochs(
@@ -268,6 +347,7 @@ def run_epochs(
     Nothing in here waits for the device: the sums are read once, at the end of an epoch.
     """
     clock, size = Clock(), plan.batch_size
+    good = LastGood(state.modules, plan.lr, state.epoch)
     while state.epoch < plan.epochs and not stop.requested:
         epoch, view = state.epoch, plan.view(state.epoch)
         order = plan.order(epoch).to(step.batches.labels.device)
@@ -281,8 +361,10 @@ def run_epochs(
                 clock.steps += 1
                 tell(terms, epoch, number + 1)
                 if stop.requested and number + 1 < plan.steps:
+                    good.check({name: float(term) for name, term in terms.items()}, epoch + 1)
                     return clock
             row = state.end_epoch()
+        good.check({name: row[name] for name in terms}, state.epoch)
         state.history.append(**row, lr=rate, **score())
         state.save()
     return clock
@@ -304,6 +386,57 @@ def check_budget(
         raise ValueError(f"optimizer: {optimizer!r} came, expected one of {', '.join(OPTIMIZERS)}")
 
 
+def check_schedule(
+    schedule: str,
+    milestones: Sequence[int] | None,
+    lr_decay: float,
+    warm_up: float | None,
+    epochs: int,
+) -> tuple[int, ...]:
+    """Return the epochs at which the learning rate drops, none with a cosine.
+
+    Raises:
+        ValueError: names the first of these arguments that is out of its range.
+    """
+    check_known("schedule", schedule, WARM_UPS)
+    for name, value, least in (("lr_decay", lr_decay, "above 0"), ("warm_up", warm_up, "from 0")):
+        if value is None:
+            continue
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not real or not 0 <= value <= 1 or value == (0 if name == "lr_decay" else 1):
+            most = "to below 1" if name == "warm_up" else "to 1"
+            raise ValueError(f"{name}: got {value!r}, expected a fraction {least} {most}")
+    if schedule == "cosine":
+        if milestones is not None:
+            raise ValueError(
+                f"milestones: got {milestones!r} with schedule='cosine', which has none; "
+                "give schedule='steps'"
+            )
+        return ()
+    if milestones is None:
+        return tuple(sorted({round(drop * epochs) for drop in DROPS}))
+    drops = list(milestones) if isinstance(milestones, Iterable) else [None]
+    whole = all(isinstance(d, numbers.Integral) and not isinstance(d, bool) for d in drops)
+    if not whole or drops != sorted(set(drops)) or not all(0 < drop < epochs for drop in drops):
+        raise ValueError(
+            f"milestones: got {milestones!r}, expected epochs from 1 to {epochs - 1}, ascending, "
+            "such as (150, 180, 210) of 240"
+        )
+    return tuple(int(drop) for drop in drops)
+
+
+def _check_options(clip: float | None, micro_batch: int | None, output: Output | None) -> None:
+    if clip is not None:
+        check_positive("clip", clip)
+    if micro_batch is not None:
+        _check_count("micro_batch", micro_batch, 1)
+    if output is not None and not callable(output):
+        raise ValueError(
+            f"output: got {type(output).__name__}, expected a function that takes the logits out "
+            "of what the model returns, such as lambda returned: returned['scores']"
+        )
+
+
 def _check_count(name: str, value: int, least: int) -> None:
     if (
         isinstance(value, bool)
@@ -317,11 +450,20 @@ def _check(
     model: nn.Module,
     data: Data,
     distiller: Distiller | None,
-    teacher: nn.Module | None,
+    teacher: Any,
     augment: Augmentation | None,
     views: int | None,
     compile: bool,
-) -> None:
+) -> nn.Module | None:
+    """Raise ValueError that names what does not fit; return the teacher as a module."""
+    check_kind("model", model, nn.Module, "a torch.nn.Module; of a pair, give the first")
+    check_kind("data", data, Data, "a data set, such as kdlab.datasets.load('digits')")
+    check_kind(
+        "distiller",
+        distiller,
+        Distiller | None,
+        "a method such as SoftTargets(), not the class, not a name; None for the labels alone",
+    )
     if views is not None:
         _check_count("views", views, 1)
     if views and views > 1 and augment is None:
@@ -349,15 +491,19 @@ def _check(
         raise ValueError(f"teacher: {type(distiller).__name__} needs one, and none came")
     if distiller is None and not (data.train.y >= 0).any():
         raise ValueError("data: no training image has a label, and there is no teacher to ask")
-
-
-def _check_answers(model: nn.Module, data: Data, device: torch.device) -> None:
-    shape = list(predict(model, data.train.x[:2], device=device).shape)
-    if len(shape) != 2 or shape[1] < data.num_classes:
+    if teacher is None or isinstance(teacher, nn.Module):
+        return teacher
+    if not callable(teacher):
         raise ValueError(
-            f"model: it answers {min(2, len(data.train))} images with shape {shape}, expected "
-            f"logits [B, {data.num_classes}]; build it with num_classes={data.num_classes}"
+            f"teacher: got a {type(teacher).__name__}, expected a torch.nn.Module or a function "
+            "of a batch; of load_teacher's pair, model and card, give the first"
         )
+    if distiller is not None and not distiller.needs_only_logits:
+        raise ValueError(
+            f"teacher: got a {type(teacher).__name__}, a function without layers, expected a "
+            f"torch.nn.Module: {type(distiller).__name__} reads more than logits"
+        )
+    return WithOutput(teacher)
 
 
 def _identity(

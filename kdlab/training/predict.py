@@ -2,36 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdlab.models import Taps
+from kdlab.losses.checks import compute_dtype
+from kdlab.models import Taps, logits_of
 from kdlab.models.modes import device_of, evaluating
+from kdlab.models.outputs import Output
 from kdlab.training.device import pick_device
+
+
+class Forward:
+    """How the package calls any model: a batch in, logits out.
+
+    The batch comes in the memory order in which convolutions are fastest and, where it is
+    floating, in the dtype of the model's weights. A model that cannot take that order, because its
+    forward has a ``.view``, gets all its batches contiguous from the first refusal on.
+
+    Args:
+        model: any module; returns logits in a form that `kdlab.models.logits_of` knows.
+        output: takes the logits out of what the model returns, where it returns anything else.
+        who: the argument that an error names, "model" or "teacher".
+        call: what to call in the model's place: the same, compiled.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        output: Output | None = None,
+        who: str = "model",
+        call: Callable[..., Any] | None = None,
+    ) -> None:
+        self.model, self.output, self.who = model, output, who
+        self.call = model if call is None else call
+        self.contiguous = False
+        floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+        self.dtype = next(floating, None)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the logits ``[B, C]`` of ``inputs`` ``[B, ...]``, float64 if the model is."""
+        if inputs.is_floating_point() and self.dtype is not None:
+            inputs = inputs.to(self.dtype)
+        if self.contiguous:
+            returned = self.call(inputs.contiguous())
+        else:
+            try:
+                returned = self.call(channels_last(inputs))
+            except RuntimeError as error:
+                if "view size is not compatible" not in str(error) or inputs.dim() != 4:
+                    raise
+                self.contiguous = True
+                returned = self.call(inputs.contiguous())
+        if self.output is not None:
+            returned = self.output(returned)
+        logits = logits_of(returned, self.who)
+        if not logits.is_floating_point():
+            raise ValueError(
+                f"{self.who}: got outputs of dtype {logits.dtype}, expected floating logits; "
+                "return what stands before the argmax"
+            )
+        return logits.to(compute_dtype(logits))
 
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, images: Tensor, batch_size: int = 1024, device: str | torch.device = "auto"
+    model: nn.Module,
+    images: Tensor,
+    batch_size: int = 1024,
+    device: str | torch.device = "auto",
+    *,
+    output: Output | None = None,
 ) -> Tensor:
-    """Return the logits ``[N, C]`` float32, on the CPU, of images ``[N, c, h, w]``.
+    """Return the logits ``[N, C]``, on the CPU, of images ``[N, c, h, w]``; float32 or float64.
 
-    The model answers in eval mode and comes back in the mode and on the device it came from.
+    The model answers in eval mode and comes back in the mode and on the device it came from. What
+    it returns may be a tensor, a tuple or list (its first element), a dict with "logits" or an
+    object with ``.logits``.
+
+    Args:
+        model: any module.
+        images: or whatever else the model takes.
+        batch_size: images in one forward.
+        device: where to compute.
+        output: takes the logits out of what the model returns, where it returns anything else.
 
     Raises:
-        ValueError: no images, or an unknown device.
+        ValueError: no images, an unknown device, or a model that returns no logits.
     """
     if len(images) == 0:
         raise ValueError("images: none came, expected at least one, [N, c, h, w]")
     target = pick_device(device) if isinstance(device, str) else device
     with visiting(model, target):
-        parts = [
-            model(channels_last(chunk.to(target))).float() for chunk in images.split(batch_size)
-        ]
-        return torch.cat(parts).cpu()
+        forward = Forward(model, output)
+        return torch.cat([forward(chunk.to(target)) for chunk in images.split(batch_size)]).cpu()
 
 
 @torch.no_grad()
@@ -65,8 +132,9 @@ def read_taps(
     target = pick_device(device) if isinstance(device, str) else device
     parts: dict[str, list[Tensor]] = {path: [] for path in wanted}
     with Taps(model, wanted) as taps, visiting(model, target):
+        forward = Forward(model, output=_ignored)
         for chunk in images.split(batch_size):
-            model(channels_last(chunk.to(target)))
+            forward(chunk.to(target))
             for path, outputs in parts.items():
                 output = taps[path]
                 if output.ndim == 0 or len(output) != len(chunk):
@@ -74,8 +142,12 @@ def read_taps(
                         f"paths: {path!r} gives {list(output.shape)} for {len(chunk)} images; "
                         "expected one entry per image: choose another layer"
                     )
-                outputs.append(output.float().cpu())
+                outputs.append(output.to(compute_dtype(output)).cpu())
     return {path: torch.cat(outputs) for path, outputs in parts.items()}
+
+
+def _ignored(returned: Any) -> Tensor:
+    return torch.zeros(())
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -87,11 +159,15 @@ def channels_last(images: Tensor) -> Tensor:
 
 
 @contextmanager
-def visiting(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """Have a model in eval mode on a device for a while; then put it back as it was."""
+def visiting(model: nn.Module | None, device: torch.device) -> Iterator[None]:
+    """Have a model, if there is one, in eval mode on a device; then put it back as it was."""
+    if model is None:
+        yield
+        return
     home = device_of(model)
     with evaluating(model):
         try:
-            yield model.to(device)
+            model.to(device)
+            yield
         finally:
             model.to(home)

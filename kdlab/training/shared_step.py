@@ -20,17 +20,15 @@ from kdlab.training.step import Step
 class SharedStep(Step):
     """A step of which this rank does its share; terms and gradients are those of all ranks.
 
-    Shares may differ in size by one image: each counts by its size, so that the loss is the mean
-    over the whole batch. Batch norms use the statistics of the whole batch. A term that is more
-    than a mean over the images (a mean over the labelled ones, relations between images) is the
-    mean of its values on the shares.
+    Shares may differ in size by one image: each counts by its size, and where a term is a mean over
+    the labelled images by how many it has of those, so that the loss is the mean over the whole
+    batch. Batch norms use the statistics of the whole batch. A term that relates images to one
+    another is the mean of its values on the shares.
     """
 
-    def __init__(self, ranks: Ranks, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, ranks: Ranks, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.ranks = ranks
-        self.alone = self.forward
-        self.forward = self._forward
         # images in channels-last order give gradients of one input channel in other strides
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         for buffer in (terms := _Terms(self)).buffers():
@@ -42,21 +40,23 @@ class SharedStep(Step):
                 terms, broadcast_buffers=False, find_unused_parameters=True
             )
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def call_model(self, images: Tensor) -> Tensor:
+        """Return the student's logits."""
         with self.ranks.branch(own=True):  # or dropout would be the same in every share
-            return self.alone(images)
+            return self.forward(images)
 
     def _accumulate(self, index: Tensor, view: int, progress: float) -> dict[str, Tensor]:
         mine = self.ranks.share(index)
-        share = len(mine) / len(index)
         self.optimizer.zero_grad(set_to_none=True)
         with self.ranks.branch(), WholeBatchStatistics(self.ranks):
             terms = self.together(mine, view, progress)
         # the gradients that come are the mean over the ranks, and the sum is wanted
-        torch.stack(list(terms.values())).sum().mul(share * self.ranks.size).backward()
-        self.optimizer.step()
-        self.measured = self.ranks.total(self.distiller.measures() if self.distiller else {}, share)
-        return self.ranks.total(terms, share)
+        terms = self.weighted(terms, mine, index, times=self.ranks.size)
+        torch.stack(list(terms.values())).sum().backward()
+        self._update()
+        measures = {} if self.distiller is None else self.distiller.measures()
+        self.measured = self.ranks.total(measures, len(mine) / len(index))
+        return self.ranks.total(terms, 1 / self.ranks.size)
 
     def _halve(self, batch: int) -> None:
         raise RuntimeError(
@@ -77,10 +77,10 @@ class _Terms(nn.Module):
         self.model = step.model
         self.distiller = step.distiller
         self.unused = nn.Parameter(torch.zeros((), device=next(step.model.parameters()).device))
-        self._terms = step._terms
+        self.terms = step.terms
 
     def forward(self, index: Tensor, view: int, progress: float) -> dict[str, Tensor]:
-        return self._terms(index, view, progress)
+        return self.terms(index, view, progress)
 
 
 class WholeBatchStatistics(TorchFunctionMode):
