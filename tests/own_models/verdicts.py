@@ -243,9 +243,9 @@ def still(model: nn.Module) -> set[str]:
 
 @cache
 def on_labels(who: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A model's weights after the labels alone, in the plain loop."""
+    """A model's weights after the labels alone."""
     student = partner(dtype) if who == "plain" else ZOO[who].build()
-    train_plainly(student, None, Labels(), images(dtype))
+    fit(student, images(dtype), Labels(), epochs=EPOCHS, **FIT)
     return {n: t.detach().clone() for n, t in tensors(student).items()}
 
 
