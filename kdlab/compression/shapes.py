@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 
 def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -15,13 +16,14 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
     Args:
         model: has tensors of these names, each with as many axes and nowhere shorter.
-        weights: its whole state.
+        weights: all tensors of its state.
 
     Raises:
         ValueError: a name that only one side has, or a tensor that cutting cannot explain. Then
             the model is as it was.
     """
-    state = model.state_dict(keep_vars=True)
+    whole = model.state_dict(keep_vars=True)
+    state = {name: value for name, value in whole.items() if isinstance(value, Tensor)}
     if odd := sorted(state.keys() ^ weights.keys()):
         where = "the file" if odd[0] in state else "the model"
         raise ValueError(
@@ -35,12 +37,18 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 f"model: {name} is {list(old.shape)}, but {list(new.shape)} came; build the model "
                 "as it was before it was cut"
             )
-    for name, new in weights.items():
+    fitted: dict[int, Tensor] = {}  # what had two names goes on having them
+    for name, old in state.items():
         path, _, own = name.rpartition(".")
         layer = model.get_submodule(path)
-        new = new.to(state[name])
+        new = fitted.get(id(old))
+        if new is None:
+            new = weights[name].to(old)
+            is_parameter = own in layer._parameters
+            new = nn.Parameter(new, old.requires_grad) if is_parameter else new
+            fitted[id(old)] = new
         if own in layer._parameters:
-            layer._parameters[own] = nn.Parameter(new, state[name].requires_grad)
+            layer._parameters[own] = new  # type: ignore[assignment]
         else:
             layer._buffers[own] = new
     for layer in model.modules():
@@ -54,23 +62,43 @@ def _note_linear(layer: Any) -> None:
 
 
 def _note_convolution(layer: Any) -> None:
-    if layer.groups > 1:  # each group stays as wide as it was
-        layer.groups = len(layer.weight) * layer.groups // layer.out_channels
-    layer.out_channels = len(layer.weight)
-    layer.in_channels = layer.weight.shape[1] * layer.groups
+    if layer.groups > 1 and layer.groups == layer.in_channels:  # depthwise
+        before = layer.in_channels if layer.transposed else layer.out_channels
+        layer.groups = len(layer.weight) * layer.groups // before
+    sizes = len(layer.weight), layer.weight.shape[1] * layer.groups
+    layer.in_channels, layer.out_channels = sizes if layer.transposed else sizes[::-1]
 
 
-def _note_batch_norm(layer: Any) -> None:
-    layer.num_features = len(layer.running_mean)
+def _note_norm(layer: Any) -> None:
+    if layer.weight is not None or getattr(layer, "running_mean", None) is not None:
+        layer.num_features = len(layer.weight if layer.weight is not None else layer.running_mean)
+
+
+def _note_group_norm(layer: Any) -> None:
+    if layer.weight is not None:
+        layer.num_channels = len(layer.weight)
 
 
 def _note_layer_norm(layer: Any) -> None:
-    layer.normalized_shape = tuple(layer.weight.shape)
+    if layer.weight is not None:
+        layer.normalized_shape = tuple(layer.weight.shape)
+
+
+def _note_embedding(layer: Any) -> None:
+    layer.num_embeddings, layer.embedding_dim = layer.weight.shape
+
+
+def _note_prelu(layer: Any) -> None:
+    layer.num_parameters = len(layer.weight)
 
 
 SIZES = {
     nn.Linear: _note_linear,
-    nn.Conv2d: _note_convolution,
-    _BatchNorm: _note_batch_norm,
+    _ConvNd: _note_convolution,
+    _NormBase: _note_norm,
+    nn.GroupNorm: _note_group_norm,
     nn.LayerNorm: _note_layer_norm,
+    nn.RMSNorm: _note_layer_norm,
+    nn.Embedding: _note_embedding,
+    nn.PReLU: _note_prelu,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, chain
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdlab.models.flow import Flow
+from kdlab.models.modes import evaluating
 
 UNKNOWN = -1.0  # the importance of a channel of which the measure says nothing
 
@@ -25,6 +26,9 @@ class Channels:
     Args:
         model: any module; it runs once, in eval mode without gradients, and stays as it was.
         example: inputs for that forward, on the model's device.
+        modes: for cutting channels out: values of ``training`` in which the forward is followed
+            (statistics move in train mode). Then blocks of one size are tied (see `Flow`), and what
+            no forward reads is fixed. Empty: one forward in eval mode, and blocks are fixed.
 
     Attributes:
         tensors: parameters and buffers by their dotted names.
@@ -34,10 +38,10 @@ class Channels:
         writers: the (name, axis) whose positions are filters: each writes one channel.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, example: Tensor, *, modes: Sequence[bool] = ()) -> None:
         state = model.state_dict(keep_vars=True)
         self.tensors = {name: t for name, t in state.items() if isinstance(t, Tensor)}
-        flow = _follow(model, self.tensors.values(), example)
+        flow = _follow(model, self.tensors.values(), example, modes)
         born = {name: flow.born[id(tensor)] for name, tensor in self.tensors.items()}
         united = {name: [flow.find(line) for line in lines] for name, lines in born.items()}
         axes: defaultdict[int, list[int]] = defaultdict(list)
@@ -77,17 +81,24 @@ class Channels:
         return list(dict.fromkeys(self._group_of[number] for number in line.tolist()))
 
 
-def _follow(model: nn.Module, weights: Iterable[Tensor], example: Tensor) -> Flow:
-    flow = Flow(weights)
-    was_training = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad(), flow:
-            output = model(example)
-    finally:
-        for module, training in was_training:
-            module.training = training
-    flow.fix_all(output, "the number of classes decides this size")
+def _follow(
+    model: nn.Module, tensors: Iterable[Tensor], example: Tensor, modes: Sequence[bool]
+) -> Flow:
+    weights = list(tensors)
+    flow = Flow(weights, tied=bool(modes))
+    with evaluating(model), torch.no_grad():
+        for training in modes or (False,):
+            if training:
+                model.train()
+            with flow:
+                output = model(example)
+            known = isinstance(output, Tensor | tuple | list | dict)
+            flow.fix_all(
+                output if known else vars(output), "the number of classes decides this size"
+            )
+    if modes:
+        unread = [weight for weight in weights if id(weight) not in flow.read]
+        flow.fix_all(unread, "no forward reads it")
     return flow
 
 

@@ -30,10 +30,18 @@ class Flow(TorchDispatchMode):
 
     Every position of every axis of every weight begins as a channel of its own; operations unite
     them. ``parent`` is the union-find forest.
+
+    Args:
+        weights: whose channels are followed.
+        tied: where an operation takes channels in blocks of one size (a group norm, a grouped
+            convolution, the heads of attention), unite those at the same position of each block, so
+            that all blocks lose the same ones; else they all stay.
     """
 
-    def __init__(self, weights: Iterable[Tensor]) -> None:
+    def __init__(self, weights: Iterable[Tensor], *, tied: bool = False) -> None:
         super().__init__()
+        self.tied = tied
+        self.read: set[int] = set()  # ids of tensors that entered an operation
         self.born: dict[int, list[Tensor]] = {}
         count = NOTHING + 1
         for weight in weights:
@@ -64,6 +72,7 @@ class Flow(TorchDispatchMode):
                 return out
         out = func(*args, **kwargs)
         entering = [line for tensor in _tensors((args, kwargs)) for line in self.of(tensor)]
+        self.read.update(map(id, _tensors((args, kwargs))))
         if any(line is not None for line in entering):
             self.alive.append(out)
             results = _tensors(out)
@@ -110,6 +119,13 @@ class Flow(TorchDispatchMode):
         """Note that no channel of this axis can be left out."""
         if line is not None:
             self.fixed.append((line[line != NOTHING], why))
+
+    def tie(self, line: Line, blocks: int, why: str) -> None:
+        """Let all blocks of an axis keep the same positions, or else all channels."""
+        if line is None or not self.tied or (line == NOTHING).any():
+            self.fix(line, why)
+        else:
+            self.unite_all(list(line.reshape(blocks, -1)), why)
 
     def fix_all(self, tensors: Any, why: str) -> None:
         """Note it for all axes of all these tensors."""
@@ -160,9 +176,25 @@ def _move(f: Flow, func: Any, args: Any, kwargs: Any) -> list[Lines]:
             if len(varying) == 1 and lines[varying[0]] is None:
                 others = tuple(slice(None) if a == varying[0] else 0 for a in range(part.dim()))
                 lines[varying[0]] = part[others]
+            elif (
+                f.tied
+                and (inner := _inner(part, varying)) is not None
+                and (lines[varying[1]] is None)
+            ):
+                f.unite_all(list(inner), INPUT)
+                lines[varying[1]] = inner[0]
             else:
                 f.fix(part.unique(), f"{func} spreads its channels over several axes")
     return [tuple(lines) for lines in results]
+
+
+def _inner(part: Tensor, varying: list[int]) -> Tensor | None:
+    """Channels that a view cut into blocks, [blocks, size], if nothing else is on these axes."""
+    if len(varying) != 2:
+        return None
+    inner = part[tuple(slice(None) if a in varying else 0 for a in range(part.dim()))]
+    whole = len(inner.unique()) == inner.numel() and NOTHING not in inner
+    return inner if whole and bool((inner.diff(dim=1) > 0).all()) else None
 
 
 def _cat(f: Flow, func: Any, args: Any, kwargs: Any, out: Tensor) -> Lines:
@@ -237,7 +269,7 @@ def _convolve(f: Flow, func: Any, args: Any, kwargs: Any, out: Tensor) -> Lines:
     image, weight, bias, *_, transposed, _, groups = args
     entering, kernel = f.of(image)[1], f.of(weight)
     written, read = (kernel[1], kernel[0]) if transposed else (kernel[0], kernel[1])
-    for line in kernel[2:]:
+    for line in (*kernel[2:], *f.of(image)[2:]):
         f.fix(line, KERNEL)
     if groups == 1:
         f.unite(entering, read, INPUT)
@@ -245,14 +277,23 @@ def _convolve(f: Flow, func: Any, args: Any, kwargs: Any, out: Tensor) -> Lines:
         f.fix(read, KERNEL)
         each = None if entering is None else entering.repeat_interleave(weight.shape[0] // groups)
         f.unite(each, written, INPUT)
+    elif f.tied and not transposed:
+        why = f"a convolution of {groups} groups ties them together"
+        f.tie(entering, groups, why)
+        f.tie(written, groups, why)
+        f.unite(None if entering is None else entering[: len(read)], read, INPUT)
     else:
         for line in (entering, read, written):
             f.fix(line, f"a convolution of {groups} groups ties them together")
     if written is not None:
         f.writes[written] = True
-        if bias is not None:
+        if bias is not None and len(bias) == len(written):
             f.unite(written, f.of(bias)[0], INPUT)
-    return (f.of(image)[0], written, *(None for _ in kernel[2:]))
+        elif bias is not None:
+            f.fix_all(bias, f"a transposed convolution of {groups} groups ties them together")
+    return (f.of(image)[0], written if groups == 1 or not transposed else None) + (None,) * len(
+        kernel[2:]
+    )
 
 
 def _norm(f: Flow, func: Any, args: Any, kwargs: Any, out: Tensor) -> Lines:
@@ -265,7 +306,7 @@ def _norm(f: Flow, func: Any, args: Any, kwargs: Any, out: Tensor) -> Lines:
             return _unknown(f, func, args, kwargs, out)
         lines[axis] = f.unite(lines[axis], f.of(tensor)[0], INPUT)
     if "group" in str(func) and args[6] != 1:
-        f.fix(lines[axis], f"a group norm of {args[6]} groups ties them together")
+        f.tie(lines[axis], args[6], f"a group norm of {args[6]} groups ties them together")
     return tuple(lines)
 
 
@@ -296,7 +337,9 @@ RULES: dict[str, Rule] = {
         _pad: "constant_pad_nd",
         _reduce: "mean sum amax amin max min var std",
         _softmax: "_softmax _log_softmax",
-        _same: "_to_copy hardswish",
+        _same: "_to_copy hardswish native_dropout bernoulli empty_like zeros_like ones_like "
+        "full_like rand_like randn_like",
+        _pointwise: "_prelu_kernel",
         _places: "avg_pool2d max_pool2d_with_indices _adaptive_avg_pool2d adaptive_max_pool2d "
         "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d",
     }.items()

@@ -1,0 +1,380 @@
+"""What every function of compression does before and after its work: copy, look, run, report."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils import prune as torch_prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
+
+from kdlab.compression.kinds import check_kinds
+from kdlab.models import logits_of
+from kdlab.models.modes import device_of
+
+REPORT = "compression_report"  # the attribute of a compressed model that `report` reads
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the last step of compression did to each layer; printed, it has one line per layer.
+
+    Attributes:
+        changed: path of a layer → what became of it.
+        left: path of a layer → why it stayed as it was.
+    """
+
+    changed: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{path or 'the model'}: {what}" for path, what in self.changed.items()]
+        lines += [
+            f"{path or 'the model'} is left as it was: {why}" for path, why in self.left.items()
+        ]
+        return "\n".join(lines) or "nothing was changed"
+
+
+def report(model: nn.Module) -> Report:
+    """What the function of compression that returned this model changed, what it left, and why.
+
+    ``print(kdlab.compression.report(small))`` shows one line per layer. It is the report of the
+    last step alone.
+
+    Raises:
+        ValueError: a model that no function of compression returned.
+    """
+    check_kinds(model=model)
+    found = getattr(model, REPORT, None)
+    if found is None:
+        raise ValueError(
+            f"model: got a {type(model).__name__} without a report, expected what a function of "
+            "kdlab.compression returned; compress it first"
+        )
+    return found
+
+
+class ForwardFails(Exception):
+    """A forward raised.
+
+    Attributes:
+        layer: path of the innermost layer that was being computed.
+        why: the first line of the error.
+    """
+
+    def __init__(self, layer: str, error: BaseException) -> None:
+        self.layer = layer
+        self.why = f"{type(error).__name__}: {_first(error)}"
+        super().__init__(f"its forward fails {place(layer)}: {self.why}")
+
+
+def place(layer: str) -> str:
+    """Where something happens, for a sentence."""
+    return f"in the layer {layer!r}" if layer else "in the model's own forward"
+
+
+WEIGHTED = (_ConvNd, nn.Linear)  # the layers whose weights compression changes
+
+
+def opened(
+    model: nn.Module, example: Tensor | None = None
+) -> tuple[nn.Module, Expected | None, dict[str, str]]:
+    """A copy to change, what the model answers to the example, and what became plain parameters.
+
+    Raises:
+        ValueError: what `plain_copy` and `expect` refuse.
+    """
+    if example is not None:
+        check_kinds(example=example)
+    plain, baked = plain_copy(model)
+    expected = None if example is None else expect(plain, example)
+    return plain, expected, baked
+
+
+def weighted(model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
+    """The convolutions and Linear layers whose weights may be changed, and why others may not."""
+    layers: dict[str, Any] = {}
+    left: dict[str, str] = {}
+    seen: dict[int, str] = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, WEIGHTED):
+            weight = layer._parameters.get("weight")
+            if weight is None:
+                left[path] = "its weight is computed in each forward"
+            elif id(weight) in seen:
+                left[path] = f"its weight is that of {seen[id(weight)]}"
+            else:
+                layers[path], seen[id(weight)] = layer, path
+        else:
+            own = [name for name, p in layer._parameters.items() if p is not None and p.dim() > 1]
+            if own:
+                left[path] = f"the {', '.join(own)} of a {type(layer).__name__} cannot be changed"
+    return layers, left
+
+
+def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
+    """A copy whose layers can be seen and changed, and what was done for that to which layer.
+
+    Compiled parts become what they were compiled from. Weights that are computed in each forward
+    (weight norm, spectral norm, a mask of ``torch.nn.utils.prune``, any parametrization) become
+    plain parameters with the values that they have in eval mode.
+
+    Raises:
+        ValueError: what cannot be copied or changed, such as a ScriptModule, layers that are
+            quantized, lazy or complex.
+    """
+    check_open(model)
+    with torch.inference_mode(False):
+        try:
+            whole = _uncompiled(copy.deepcopy(model, _computed(model)))
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"model: got a {type(model).__name__} that cannot be copied ({_first(error)}), "
+                "expected one that copy.deepcopy copies; detach the tensors that it holds"
+            ) from error
+        return whole, _bake(whole)
+
+
+def _computed(model: nn.Module) -> dict[int, Any]:
+    """Tensors with a graph that modules hold, such as what a weight norm computed, without it."""
+    held = (leaf for module in model.modules() for leaf in tree_leaves(dict(vars(module))))
+    tensors = [leaf for leaf in held if isinstance(leaf, Tensor) and not leaf.is_leaf]
+    return {id(tensor): tensor.detach().clone() for tensor in tensors}
+
+
+def check_open(model: nn.Module) -> None:
+    """Raise ValueError unless the layers of this model are PyTorch's, real and initialised."""
+    check_kinds(model=model)
+    for path, module in model.named_modules():
+        kind = type(module).__name__
+        at = f" in the layer {path!r}" if path else ""
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"model: got a {kind}{at}, expected layers that can be changed; give the module "
+                "that it was scripted or traced from"
+            )
+        if type(module).__module__.startswith(("torch.ao.nn", "torch.nn.quantized")) and not (
+            isinstance(module, nn.Linear)
+        ):
+            raise ValueError(
+                f"model: got a quantized {kind}{at}, expected layers with floats; it is quantized "
+                "already: take the model that it was made of, and quantize last"
+            )
+        for name, weight in module._parameters.items():
+            if weight is None:
+                continue
+            full = f"{path}.{name}" if path else name
+            if isinstance(weight, nn.parameter.UninitializedTensorMixin):
+                raise ValueError(
+                    f"model: got {full} without a shape (a {kind}), expected weights; run one "
+                    "forward first, which initialises lazy layers"
+                )
+            if type(weight.data) is not Tensor:
+                raise ValueError(
+                    f"model: got {full} as a {type(weight.data).__name__}, expected floats; it "
+                    "is quantized already: take the model that it was made of, and quantize last"
+                )
+            if weight.is_complex():
+                raise ValueError(
+                    f"model: got complex numbers in {full}, expected real ones; compression knows "
+                    "no complex layers"
+                )
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """What ``torch.compile`` wrapped, or the model itself."""
+    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        model = inner
+    return model
+
+
+def _uncompiled(whole: nn.Module) -> nn.Module:
+    for module in list(whole.modules()):
+        for name, child in module._modules.items():
+            if child is not None and child is not uncompiled(child) and name != "_orig_mod":
+                module._modules[name] = uncompiled(child)
+    return uncompiled(whole)
+
+
+def _bake(whole: nn.Module) -> dict[str, str]:
+    baked: dict[str, str] = {}
+    modes = [(module, module.training) for module in whole.modules()]
+    for path, module in list(whole.named_modules()):
+        module.training = False  # or a spectral norm would take a step
+        for hook in list(module._forward_pre_hooks.values()):
+            name = getattr(hook, "name", getattr(hook, "_tensor_name", None))
+            for kind, remove in BAKED.items():
+                if isinstance(hook, kind):
+                    remove(module, name)
+                    baked[path] = f"{kind.__name__} of its {name} became a plain parameter"
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[union-attr, arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+                baked[path] = f"the parametrization of its {name} became a plain parameter"
+    for module, training in modes:
+        module.training = training
+    return baked
+
+
+BAKED: dict[type, Callable[[nn.Module, str], Any]] = {
+    WeightNorm: remove_weight_norm,
+    SpectralNorm: remove_spectral_norm,
+    torch_prune.BasePruningMethod: torch_prune.remove,
+}
+
+
+def suited(example: Tensor, model: nn.Module) -> Tensor:
+    """At least two inputs, on the model's device, images in the dtype of its weights."""
+    example = example.to(device_of(model))
+    if example.is_floating_point():
+        floats = (p.dtype for p in model.parameters() if p.is_floating_point())
+        example = example.to(next(floats, example.dtype))
+    return torch.cat([example, example])[:2] if len(example) == 1 else example
+
+
+def logits(model: nn.Module, example: Tensor, *, training: bool = False) -> Tensor:
+    """The logits of one forward of a copy, so that neither statistics nor random numbers move.
+
+    Raises:
+        ForwardFails: the forward raises, or gives no logits.
+    """
+    probe = copy.deepcopy(model)
+    for module in probe.modules():  # an exported program has one mode and refuses another
+        module.training = training
+    path = {module: name for name, module in probe.named_modules()}
+    running: list[str] = []
+
+    def enter(module: nn.Module, _: Any) -> None:
+        running.append(path[module])
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    for module in probe.modules():
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
+    devices = [device_of(probe)] if device_of(probe).type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            return logits_of(probe(example.clone()))
+    except Exception as error:
+        raise ForwardFails(running[-1] if running else "", error) from error
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a model answered before it was compressed.
+
+    Attributes:
+        example: inputs ``[2, ...]``.
+        shapes: in eval mode (False) and train mode (True); no entry where it fails by itself.
+        finite: whether its own logits were.
+    """
+
+    example: Tensor
+    shapes: dict[bool, torch.Size]
+    finite: dict[bool, bool]
+
+
+def expect(model: nn.Module, example: Tensor) -> Expected:
+    """Run a model before it is compressed, in eval and in train mode.
+
+    Raises:
+        ValueError: its forward fails in eval mode, or gives no logits.
+    """
+    example = suited(example, model)[:2]
+    shapes, finite = {}, {}
+    for training in (False, True):
+        try:
+            found = logits(model, example, training=training)
+        except ForwardFails as failure:
+            if not training:
+                raise ValueError(
+                    f"model: got an example of shape {list(example.shape)} with which {failure}; "
+                    "expected one that it takes; try model(example) by itself"
+                ) from failure
+        else:
+            shapes[training] = found.shape
+            finite[training] = bool(found.isfinite().all())
+    return Expected(example, shapes, finite)
+
+
+def misses(after: nn.Module, expected: Expected) -> tuple[str, str] | None:
+    """The layer and the fault, if a compressed model does not answer as is expected."""
+    for training, shape in expected.shapes.items():
+        mode = "train" if training else "eval"
+        try:
+            found = logits(after, expected.example, training=training)
+        except ForwardFails as failure:
+            return failure.layer, f"in {mode} mode {failure}"
+        if found.shape != shape:
+            return "", f"in {mode} mode logits {list(found.shape)} instead of {list(shape)}"
+        if expected.finite[training] and not found.isfinite().all():
+            return "", f"in {mode} mode logits that are not finite"
+    return None
+
+
+def finished(
+    who: str,
+    after: nn.Module,
+    found: Report,
+    baked: Mapping[str, str],
+    expected: Expected | None = None,
+) -> nn.Module:
+    """The compressed model with its report, if it answers as is expected and is finite.
+
+    Args:
+        who: the function of compression.
+        after: what it made.
+        found: what it changed and what it left.
+        baked: what became plain parameters, of `opened`.
+        expected: None, where there is no example, looks at the weights alone.
+
+    Raises:
+        ValueError: it does not; the layer is named.
+    """
+    broken = expected and misses(after, expected)
+    if broken:
+        raise ValueError(
+            f"model: got a {type(after).__name__} of which {who} made a model that has "
+            f"{place(broken[0])}: {broken[1]}; expected the same shape and finite numbers; nothing "
+            "was changed: leave out this step, or replace this layer"
+        )
+    for name, weight in after.named_parameters():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise ValueError(
+                f"model: got {name} with numbers that are not finite after {who}, expected finite "
+                "ones; train it with a lower learning rate first"
+            )
+    for path, what in baked.items():
+        before = found.changed.get(path)
+        found.changed[path] = what if before is None else f"{what}; {before}"
+    after.__dict__[REPORT] = found
+    return after
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+@contextmanager
+def naming(who: str) -> Iterator[None]:
+    """Turn what another package raises into one ValueError that says which step it was."""
+    try:
+        yield
+    except (ValueError, ImportError, KeyboardInterrupt, OSError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"model: got a forward that {who} cannot follow ({type(error).__name__}: "
+            f"{_first(error)}), expected operations that it knows; leave out this step"
+        ) from error
