@@ -1,10 +1,12 @@
-"""How a model is run: in which mode, on which device, with its FLOPs counted."""
+"""How a model is run: in which mode, on which inputs, compiled or not, with its FLOPs counted."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -27,6 +29,45 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter; the CPU for a model that has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def inputs_for(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Inputs as this model takes them: on its device, contiguous, floating ones in its dtype.
+
+    The dtype is that of its first floating parameter; a model without one takes them as they are.
+    """
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+    dtype = next(floating, inputs.dtype) if inputs.is_floating_point() else inputs.dtype
+    return inputs.to(device_of(model), dtype).contiguous()
+
+
+_UNCOMPILED: ContextVar[bool] = ContextVar("kdlab_uncompiled", default=False)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Whatever was compiled runs as it was written, for a while.
+
+    So hooks are seen that came after the compilation, and nothing is compiled for a single batch.
+    """
+    if torch.compiler.is_compiling() or "torch._dynamo" not in sys.modules:  # nothing was compiled
+        yield
+        return
+    token = _UNCOMPILED.set(True)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        _UNCOMPILED.reset(token)
+
+
+def compiles(model: nn.Module) -> bool:
+    """Whether a forward of the model, here and now, runs something that torch.compile made."""
+    return not (_UNCOMPILED.get() or torch.compiler.is_compiling()) and any(
+        getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(getattr(module, "forward", None), "_torchdynamo_inline")
+        for module in model.modules()
+    )
 
 
 @contextmanager
