@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, check_fraction, teacher_logits
 from kdlab.losses import hard_label_loss, soft_target_loss
+from kdlab.losses.soft_targets import check_divergence
 
 
 class SoftTargets(Distiller):
@@ -18,20 +19,31 @@ class SoftTargets(Distiller):
     Args:
         temperature: T > 0; higher shows more of the small probabilities.
         alpha: weight of the soft term, 0 to 1. With 1 no label is used.
+        divergence: "forward", as above, "reverse" (the roles exchanged) or "jensen-shannon"; the
+            sources are with `kdlab.losses.soft_target_loss`.
     """
 
     labelled_terms = ("hard",)
 
-    def __init__(self, temperature: float = 4.0, alpha: float = 0.9) -> None:
+    def __init__(
+        self, temperature: float = 4.0, alpha: float = 0.9, divergence: str = "forward"
+    ) -> None:
         super().__init__()
+        check_divergence(divergence)
         self.temperature = temperature
         self.alpha = check_fraction("alpha", alpha)
+        self.divergence = divergence
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, targets: Tensor
     ) -> dict[str, Tensor]:
         """Return the terms ``hard`` and ``soft``."""
-        soft = soft_target_loss(student.logits, teacher_logits(teacher, self), self.temperature)
+        soft = soft_target_loss(
+            student.logits,
+            teacher_logits(teacher, self),
+            self.temperature,
+            divergence=self.divergence,
+        )
         return {
             "hard": (1 - self.alpha) * hard_label_loss(student.logits, targets),
             "soft": self.alpha * soft,

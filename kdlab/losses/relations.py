@@ -1,7 +1,7 @@
 """Losses between relations: how the samples of a batch lie to each other, not where they lie.
 
-Conventions of all of them but the last: student ``[B, ...]`` and teacher ``[B, ...]`` are flattened
-to rows ``[B, d]``, whose lengths d may differ, because only tables ``[B, B]`` (or ``[B, B, B]``) of
+Conventions of all but `contrastive_loss`: student and teacher, ``[B, ...]``, are flattened to rows
+``[B, d]``, whose lengths d may differ, because only tables ``[B, B]`` (or ``[B, B, B]``) of
 relations meet. None depends on the order of the batch, nor on the scale of the features. A sample's
 value is the mean over its row of the table, so ``reduction="none"`` gives ``[B]`` and its mean is
 the loss. A row speaks of the other samples too: a weight on a value does *not* remove that sample.
@@ -179,6 +179,61 @@ def probabilistic_transfer_loss(
     return reduce(kl_divergence(log_p, log_q) / len(student), None, reduction)
 
 
+def instance_edge_loss(student: Tensor, teacher: Tensor, *, reduction: str = "mean") -> Tensor:
+    """IRG's edges: ‖E_S − E_T‖² / B², E_ij = ‖f_i − f_j‖² in units of the largest of the batch.
+
+    Rows that are all equal within rounding have edges of 0, with a gradient of 0.
+
+    Args:
+        student, teacher: ``[B, d]``, ``[B, N, d]`` or ``[B, c, h, w]`` with one B ≥ 2.
+        reduction: "mean" or "none": ``[B]``, the mean over each sample's edges.
+
+    Raises:
+        ValueError: as `similarity_preserving_loss`.
+
+    The unit and the mean over all B² edges are those of the public PyTorch code
+    (github.com/AberHu/Knowledge-Distillation-Zoo), for which the usual weight of 5 is meant. It
+    forms the squares from inner products, which leaves rounding noise; here from differences.
+    Source: Liu, Cao, Li, Yuan, Hu, Li, Duan, "Knowledge Distillation via Instance Relationship
+    Graph", CVPR 2019 (not on arXiv).
+    """
+    check_reduction(reduction)
+    mine, theirs = (_edges(rows) for rows in _rows(student, teacher))
+    return reduce((mine - theirs).square().mean(-1), None, reduction)
+
+
+def instance_transformation_loss(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], *, reduction: str = "mean"
+) -> Tensor:
+    """IRG's transformation: mean (Λ_S − Λ_T)², how far each sample moves from layer to layer.
+
+    Λ_i = ‖f_i − g_i‖² in units of the largest of the batch, with f and g a sample's features in two
+    layers of one network, at one size. Layers that are equal have Λ = 0, with a gradient of 0.
+
+    Args:
+        student: two tensors of one shape, ``[B, ...]`` with B ≥ 2.
+        teacher: the same of the teacher; all sizes but B may be others.
+        reduction: "mean" or "none": ``[B]``.
+
+    Raises:
+        ValueError: as `similarity_preserving_loss`; two layers of different shapes.
+
+    Source: as `instance_edge_loss`. The paper compares the movement of the edges, too; the public
+    code leaves it out, and so does this.
+    """
+    check_reduction(reduction)
+    for who, (first, second) in (("student", student), ("teacher", teacher)):
+        if first.shape != second.shape:
+            raise ValueError(
+                f"{who}: got layers of shapes {list(first.shape)} and {list(second.shape)}, "
+                "expected one shape: bring the larger to the smaller's size (the distiller does so)"
+            )
+    # Side by side, both layers of a network get one scale.
+    pair = (torch.stack(layers, 1).flatten(2) for layers in (student, teacher))
+    mine, theirs = (_moves(rows) for rows in _rows(*pair))
+    return reduce((mine - theirs).square(), None, reduction)
+
+
 def contrastive_loss(
     anchors: Tensor,
     bank: Tensor,
@@ -325,6 +380,27 @@ def _cosines_at_each(rows: Tensor) -> Tensor:
     length = square.masked_fill(same, torch.inf).sqrt()
     directions = difference / length.unsqueeze(-1)
     return directions @ directions.mT
+
+
+def _edges(rows: Tensor) -> Tensor:
+    """All squared distances ``[B, B]`` in units of the largest."""
+    squares = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return _in_units_of_the_largest(squares, rows)
+
+
+def _moves(rows: Tensor) -> Tensor:
+    """The squared distance ``[B]`` between the halves of each row, in units of the largest."""
+    first, second = rows.chunk(2, dim=1)
+    return _in_units_of_the_largest((first - second).square().sum(1), rows)
+
+
+def _in_units_of_the_largest(squares: Tensor, rows: Tensor) -> Tensor:
+    """Squared distances of ``rows`` divided by their largest; all 0 where that is rounding."""
+    peak = squares.amax()
+    size = rows.detach().square().sum(-1).amax()
+    rounding = 2 * (4 * torch.finfo(rows.dtype).eps) ** 2 * size
+    nothing = peak <= rounding  # False for NaN, which must stay visible
+    return squares.masked_fill(nothing, 0.0) / peak.masked_fill(nothing, 1.0)
 
 
 def _log_neighbours(rows: Tensor) -> Tensor:

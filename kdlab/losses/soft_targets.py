@@ -5,6 +5,8 @@ averaged over the samples; ``reduction="none"`` gives one value per sample ``[B]
 side is detached; half precision is computed, and returned, in float32. Lesson 01 derives them.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,11 +33,32 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
+def _reverse(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return kl_divergence(log_q, log_p)
+
+
+def _jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return 0.5 * (kl_divergence(log_p, log_m) + kl_divergence(log_q, log_m))
+
+
+# between the log-probabilities of teacher and student
+DIVERGENCES = {"forward": kl_divergence, "reverse": _reverse, "jensen-shannon": _jensen_shannon}
+
+
+def check_divergence(divergence: str) -> None:
+    """Raise ValueError unless ``divergence`` is the name of one."""
+    if not isinstance(divergence, str) or divergence not in DIVERGENCES:
+        known = ", ".join(map(repr, DIVERGENCES))
+        raise ValueError(f"divergence: got {divergence!r}, expected one of {known}")
+
+
 def soft_target_loss(
     student: Tensor,
     teacher: Tensor,
     temperature: float = 4.0,
     *,
+    divergence: str = "forward",
     mask: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
@@ -48,6 +71,13 @@ def soft_target_loss(
         student: logits ``[B, C]``, or ``[B, N, C]`` for N positions (tokens) per sample.
         teacher: logits of the same shape, finite where the mask is True.
         temperature: T > 0, for both sides.
+        divergence: "forward", KL(p_T ‖ p_S), asks the student to cover all that the teacher finds
+            possible; "reverse", KL(p_S ‖ p_T), not to say what the teacher finds impossible (Gu,
+            Dong, Wei, Huang, "MiniLLM", ICLR 2024, arXiv:2306.08543); "jensen-shannon",
+            ½ KL(p_T ‖ m) + ½ KL(p_S ‖ m) with m = ½ (p_T + p_S), is symmetric and at most log 2
+            (Agarwal and 7 others, "On-Policy Distillation of Language Models", ICLR 2024,
+            arXiv:2306.13649). Near agreement, as at high T, the first two have the same size and
+            the third a quarter of it.
         mask: bool, True = takes part; ``[B]``, or ``[B, N]`` with logits ``[B, N, C]``. A sample's
             value is the mean over its positions that take part. What does not take part gets a
             gradient of exactly 0, whatever its logits are.
@@ -55,18 +85,19 @@ def soft_target_loss(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; an empty batch; T ≤ 0; a teacher
-            with NaN or infinite logits; an unknown reduction.
+            with NaN or infinite logits; an unknown divergence or reduction.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
     arXiv:1503.02531. Derived in lesson 01.
     """
     check_reduction(reduction)
     check_positive("temperature", temperature)
+    check_divergence(divergence)
     check_pair(student, teacher, dims=(2, 3))
     if mask is not None:
         check_mask(mask, student)
     student, teacher = prepare(student, teacher, mask)
-    values = temperature**2 * kl_divergence(
+    values = temperature**2 * DIVERGENCES[divergence](
         F.log_softmax(teacher / temperature, dim=-1), F.log_softmax(student / temperature, dim=-1)
     )
     takes_part = mask

@@ -10,9 +10,13 @@ from hypothesis import settings
 from torch import Tensor
 
 from kdlab.losses import (
+    batch_relation_loss,
+    class_relation_loss,
     decoupled_loss,
     dist_loss,
     hard_label_loss,
+    hard_target_loss,
+    logit_matching_loss,
     soft_target_loss,
     standardize_logits,
     ttm_loss,
@@ -39,6 +43,16 @@ CASES = {
         lambda s, t, y: reference.soft_target(s, t, T),
         tokens=True,
     ),
+    "reverse": Case(
+        lambda s, t, y, **k: soft_target_loss(s, t, T, divergence="reverse", **k),
+        lambda s, t, y: reference.soft_target(s, t, T, reference.reverse),
+        tokens=True,
+    ),
+    "jensen_shannon": Case(
+        lambda s, t, y, **k: soft_target_loss(s, t, T, divergence="jensen-shannon", **k),
+        lambda s, t, y: reference.soft_target(s, t, T, reference.jensen_shannon),
+        tokens=True,
+    ),
     "standardized": Case(
         lambda s, t, y, **k: soft_target_loss(standardize_logits(s), standardize_logits(t), T, **k),
         lambda s, t, y: reference.soft_target(
@@ -63,6 +77,24 @@ CASES = {
         lambda s, t, y, **k: ttm_loss(s, t, T, weighted=True, **k),
         lambda s, t, y: reference.ttm(s, t, T, True),
     ),
+    "logit_matching": Case(
+        lambda s, t, y, **k: logit_matching_loss(s, t, **k),
+        lambda s, t, y: reference.logit_matching(s, t),
+    ),
+    "hard_target": Case(
+        lambda s, t, y, **k: hard_target_loss(s, t, **k),
+        lambda s, t, y: reference.hard_label(s, t.argmax(axis=-1), 0.0),
+    ),
+    "batch_relation": Case(
+        lambda s, t, y, **k: 64 * batch_relation_loss(s, t, T, **k),
+        lambda s, t, y: 64 * reference.batch_relation(s, t, T),
+        separable=False,
+    ),
+    "class_relation": Case(
+        lambda s, t, y, **k: 4096 * class_relation_loss(s, t, T, **k),
+        lambda s, t, y: 4096 * reference.class_relation(s, t, T),
+        separable=False,
+    ),
     "hard_label": Case(
         lambda s, t, y, **k: hard_label_loss(s, y, **k),
         lambda s, t, y: reference.hard_label(s, y, 0.0),
@@ -75,6 +107,7 @@ CASES = {
     ),
 }
 WITH_TEACHER = [name for name, case in CASES.items() if case.uses_teacher]
+COPIES = [n for n in WITH_TEACHER if n not in ("ttm", "wttm", "hard_target")]  # 0 for a copy
 SEPARABLE = [name for name, case in CASES.items() if case.separable]
 
 

@@ -32,8 +32,25 @@ def kl(log_p: Array, log_q: Array) -> Array:
     return (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)
 
 
-def soft_target(student: Array, teacher: Array, temperature: float) -> Array:
-    values = kl(log_softmax(teacher / temperature), log_softmax(student / temperature))
+def reverse(log_p: Array, log_q: Array) -> Array:
+    return (np.exp(log_q) * (log_q - log_p)).sum(axis=-1)
+
+
+def jensen_shannon(log_p: Array, log_q: Array) -> Array:
+    """As the entropy of the mean less the mean entropy, with the larger one taken out first."""
+    top = np.maximum(log_p.real, log_q.real)
+    log_m = top + np.log((np.exp(log_p - top) + np.exp(log_q - top)) / 2)
+
+    def entropy(log_z: Array) -> Array:
+        return -(np.exp(log_z) * log_z).sum(axis=-1)
+
+    return entropy(log_m) - (entropy(log_p) + entropy(log_q)) / 2
+
+
+def soft_target(
+    student: Array, teacher: Array, temperature: float, divergence: Callable[..., Array] = kl
+) -> Array:
+    values = divergence(log_softmax(teacher / temperature), log_softmax(student / temperature))
     values = temperature**2 * values
     return values.mean(axis=-1) if values.ndim == 2 else values
 
@@ -88,6 +105,32 @@ def ttm(student: Array, teacher: Array, temperature: float, weighted: bool) -> A
     total = powers.sum(axis=-1, keepdims=True)
     values = kl(np.log(powers / total), log_softmax(student))
     return values * total[..., 0] if weighted else values
+
+
+def logit_matching(student: Array, teacher: Array) -> Array:
+    return ((student - teacher) ** 2).sum(axis=-1) / student.shape[-1]
+
+
+def batch_relation(student: Array, teacher: Array, temperature: float) -> Array:
+    """Pair by pair, a value for each sample."""
+    p, q = np.exp(log_softmax(student / temperature)), np.exp(log_softmax(teacher / temperature))
+    size = range(len(p))
+    gaps = [[(p[i] * p[j]).sum() - (q[i] * q[j]).sum() for j in size] for i in size]
+    return (np.array(gaps) ** 2).mean(axis=1)
+
+
+def class_relation(student: Array, teacher: Array, temperature: float) -> Array:
+    """One number, as an array of one."""
+    p, q = np.exp(log_softmax(student / temperature)), np.exp(log_softmax(teacher / temperature))
+    gaps = np.mean([np.outer(a, a) - np.outer(b, b) for a, b in zip(p, q, strict=True)], axis=0)
+    return np.array([(gaps * gaps).sum() / p.shape[1]])
+
+
+def map_classes(logits: Array, groups: tuple[tuple[int, ...], ...]) -> Array:
+    """By the probabilities: sums over the groups, and their logarithms less the total's."""
+    p = np.exp(log_softmax(logits))
+    sums = np.stack([sum(p[..., k] for k in group) for group in groups], axis=-1)
+    return np.log(sums / sums.sum(axis=-1, keepdims=True))
 
 
 def hard_label(student: Array, targets: Array, smoothing: float) -> Array:

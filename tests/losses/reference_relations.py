@@ -118,3 +118,25 @@ def contrastive(
         value = value - sum(np.log(1 - critic(anchor, bank[j])) for j in others)
         values.append(value)
     return np.array(values)
+
+
+def largest(values: Array) -> complex:
+    return values.flat[np.argmax(values.real)]
+
+
+def instance_edges(student: Array, teacher: Array) -> Array:
+    def table(f: Array) -> Array:
+        squares = np.array([[((a - b) ** 2).sum() for b in f] for a in f])
+        return squares / largest(squares) if largest(squares).real > 0 else squares
+
+    difference = table(rows(student)) - table(rows(teacher))
+    return (difference * difference).mean(axis=1)
+
+
+def instance_transformation(student: tuple[Array, Array], teacher: tuple[Array, Array]) -> Array:
+    def moves(first: Array, second: Array) -> Array:
+        squares = ((rows(first) - rows(second)) ** 2).sum(axis=1)
+        return squares / largest(squares) if largest(squares).real > 0 else squares
+
+    difference = moves(*student) - moves(*teacher)
+    return difference * difference

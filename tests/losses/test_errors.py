@@ -8,9 +8,14 @@ import torch
 from cases import batch
 
 from kdlab.losses import (
+    batch_relation_loss,
+    class_relation_loss,
     decoupled_loss,
     dist_loss,
     hard_label_loss,
+    hard_target_loss,
+    logit_matching_loss,
+    map_classes,
     soft_target_loss,
     standardize_logits,
     ttm_loss,
@@ -24,7 +29,13 @@ TEACHER_LOSSES = {
     "decoupled": lambda s, t, *a, **k: decoupled_loss(s, t, Y[: len(s)], *a, **k),
     "dist": dist_loss,
     "ttm": ttm_loss,
+    "jensen_shannon": lambda *a, **k: soft_target_loss(*a, **k, divergence="jensen-shannon"),
+    "batch_relation": batch_relation_loss,
+    "class_relation": class_relation_loss,
+    "logit_matching": logit_matching_loss,
+    "hard_target": hard_target_loss,
 }
+UNTEMPERED = (logit_matching_loss, hard_target_loss)
 
 
 def says(*parts):
@@ -63,6 +74,8 @@ class TestEveryLossWithATeacher:
 
     @pytest.mark.parametrize("bad", [0, 0.0, -1.0, float("nan"), float("inf"), None, "4"])
     def test_temperature(self, loss, bad):
+        if loss in UNTEMPERED:
+            pytest.skip("it has none")
         with says(f"temperature: {bad!r}", "finite number above 0"):
             loss(S, TEACHER, bad)
 
@@ -83,20 +96,21 @@ class TestEveryLossWithATeacher:
 
     def test_value_checks_can_be_turned_off_and_shape_checks_cannot(self, loss):
         with unchecked_values():
-            assert loss(S, NAN).isnan()
+            assert loss(S, NAN).isnan() or loss is hard_target_loss  # NaN is the largest, too
             with says("teacher: shape"):
                 loss(S, TEACHER[:, :10])
         with says("teacher: NaN"):
             loss(S, NAN)
 
     def test_value_checks_are_off_under_torch_compile(self, loss):
-        assert torch.compile(loss, backend="eager", fullgraph=True)(S, NAN).isnan()
+        compiled = torch.compile(loss, backend="eager", fullgraph=True)(S, NAN)
+        assert compiled.isnan() or loss is hard_target_loss
 
 
 def test_only_these_losses_take_tokens():
     tokens = torch.zeros(2, 3, 4)
     soft_target_loss(tokens, tokens)
-    for loss in (ttm_loss, dist_loss):
+    for loss in (ttm_loss, dist_loss, batch_relation_loss, *UNTEMPERED):
         with says("student: shape [2, 3, 4], expected logits [B, C]"):
             loss(tokens, tokens)
 
@@ -219,3 +233,36 @@ def test_unchecked_values_nests_ends_with_an_error_and_stays_in_its_thread():
         raise KeyError
     with says("teacher: NaN"):
         soft_target_loss(S, NAN)
+
+
+@pytest.mark.parametrize("bad", ["backward", "js", None, 1])
+def test_an_unknown_divergence_is_refused_by_name(bad):
+    with says(f"divergence: got {bad!r}, expected one of 'forward', 'reverse', 'jensen-shannon'"):
+        soft_target_loss(S, TEACHER, divergence=bad)
+
+
+@pytest.mark.parametrize(
+    ("classes", "parts"),
+    [
+        ([], ("got none", "each class of the student")),
+        ([0, ()], ("got () for the student's class 1", "leave no class")),
+        ([0, -1], ("got -1 for the student's class 1", "from 0 on")),
+        ([0, "cat"], ("got 'cat' for the student's class 1",)),
+        ([0, 1.5], ("got 1.5 for the student's class 1",)),
+        ([0, True], ("got True for the student's class 1",)),
+        ([0, [1, [2]]], ("got [1, [2]] for the student's class 1",)),
+        ([0, (1, 0)], ("got the teacher's class 0 more than once", "count twice")),
+        ([3, 12], ("got 12, expected classes of the teacher from 0 to 11",)),
+        ({1: 0, 2: 1}, ("got the keys [1, 2], expected the student's classes 0 to 1",)),
+    ],
+)
+def test_a_map_of_classes_that_is_none_is_refused_by_name(classes, parts):
+    with says("classes: ", *parts):
+        map_classes(TEACHER, classes)
+
+
+def test_only_logits_can_be_mapped():
+    with says("logits: dtype torch.int64"):
+        map_classes(TEACHER.long(), [0, 1])
+    with says("logits: shape [0, 12]"):
+        map_classes(TEACHER[:0], [0, 1])

@@ -23,6 +23,7 @@ TABLES = (
 ALONE = {
     "channel_gated_hint_loss": test_sample_gates,
     "contrastive_loss": test_relations,
+    "instance_transformation_loss": test_relations,
     "mixture_loss": test_sample_gates,
 }
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import CASES, PROVED, SEPARABLE, WITH_TEACHER, T, batch, value_and_gradient
+from cases import CASES, COPIES, PROVED, SEPARABLE, WITH_TEACHER, T, batch, value_and_gradient
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +19,6 @@ from kdlab.losses import (
 
 HALF_AND_SINGLE = [torch.float32, torch.float16, torch.bfloat16]
 ALL = [torch.float64, *HALF_AND_SINGLE]
-COPIES = ["soft_target", "standardized", "decoupled", "dist"]  # zero for a perfect copy
 
 
 def extreme_rows(dtype):

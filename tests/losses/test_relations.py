@@ -13,6 +13,8 @@ from scipy import special
 from kdlab.losses import (
     contrastive_loss,
     correlation_congruence_loss,
+    instance_edge_loss,
+    instance_transformation_loss,
     probabilistic_transfer_loss,
     relational_angle_loss,
     relational_distance_loss,
@@ -30,6 +32,7 @@ CASES = {
         lambda s, t: ref.correlation_congruence(s, t, 0.4, 2),
     ),
     "probabilistic": (probabilistic_transfer_loss, ref.probabilistic_transfer),
+    "edges": (instance_edge_loss, ref.instance_edges),
 }
 every_loss = pytest.mark.parametrize("name", CASES)
 SHAPES = [((5, 3), (5, 7)), ((4, 6), (4, 6)), ((4, 2, 3, 2), (4, 3, 2, 2)), ((3, 2, 4), (3, 5, 2))]
@@ -165,7 +168,7 @@ def test_only_relations_of_differences_are_blind_to_a_shift(name):
     student, teacher = pair()
     shifted = loss(student + 3.0, teacher)
     same = torch.isclose(shifted, loss(student, teacher), rtol=1e-6)
-    assert same == (name in ("distance", "angle"))
+    assert same == (name in ("distance", "angle", "edges"))
 
 
 @every_loss
@@ -274,7 +277,7 @@ def test_what_equal_rows_are_worth():
     student, teacher = features(5, 3, seed=1), features(5, 4, seed=2)
     student[1] = student[0]
     s, t = student.numpy(), teacher.numpy()
-    for name in ("distance", "angle"):
+    for name in ("distance", "angle", "edges"):
         loss, expected = CASES[name]
         np.testing.assert_allclose(loss(student, teacher), expected(s, t).mean(), 1e-10)
 
@@ -306,6 +309,79 @@ def test_a_broken_student_stays_visible():
     student[1, 1] = torch.nan
     for loss, _ in CASES.values():
         assert loss(student, teacher).isnan()
+
+
+# ---- from layer to layer -------------------------------------------------------------------------
+
+
+def layers(*shape, seed=0, dtype=torch.float64):
+    """Two layers of one network."""
+    return features(*shape, seed=seed, dtype=dtype), features(*shape, seed=seed + 10, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+def test_transformations_equal_the_reference(shapes, dtype):
+    """In value, and in the gradient of either layer."""
+    student, teacher = layers(*shapes[0], dtype=dtype), layers(*shapes[1], seed=1, dtype=dtype)
+    s, t = (tuple(x.double().numpy() for x in pair) for pair in (student, teacher))
+    expected = ref.instance_transformation(s, t)
+    (rtol, atol), (grad_rtol, grad_atol) = TOLERANCE[dtype]
+    assert expected.mean() > 1e-3
+    each = instance_transformation_loss(student, teacher, reduction="none")
+    np.testing.assert_allclose(each, expected, rtol, atol)
+    for which in (0, 1):
+
+        def at(x, layers, which=which):
+            return (x, layers[1]) if which == 0 else (layers[0], x)
+
+        value, slope = value_and_gradient(
+            lambda x, at=at: instance_transformation_loss(at(x, student), teacher), student[which]
+        )
+        np.testing.assert_allclose(value, expected.mean(), rtol, atol)
+        by_step = reference.gradient(
+            lambda x, at=at: ref.instance_transformation(at(x, s), t), s[which]
+        )
+        np.testing.assert_allclose(slope.double().numpy(), by_step, grad_rtol, grad_atol)
+
+
+def test_transformations_have_no_scale_and_no_order_and_teach_the_student_alone():
+    student, teacher = layers(6, 4), layers(6, 9, seed=1)
+    value = instance_transformation_loss(student, teacher)
+    turn = orthogonal(4)
+    moved = tuple(1e9 * (x + 3.0) @ turn for x in student)
+    torch.testing.assert_close(instance_transformation_loss(moved, teacher), value)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    mixed = [tuple(x[order] for x in pair) for pair in (student, teacher)]
+    torch.testing.assert_close(instance_transformation_loss(*mixed), value)
+    assert not torch.isclose(instance_transformation_loss(mixed[0], teacher), value, rtol=1e-3)
+    assert instance_transformation_loss(teacher, teacher) == 0
+    both = [[x.requires_grad_() for x in pair] for pair in (student, teacher)]
+    instance_transformation_loss(*both).backward()
+    assert all(x.grad.any() for x in both[0]) and all(x.grad is None for x in both[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_layers_that_do_not_move_anything_are_worth_nothing_and_pull_nowhere(dtype):
+    rows = features(6, 4, dtype=dtype)
+    for second in (rows, rows * (1 + torch.finfo(dtype).eps)):
+        value, gradient = value_and_gradient(
+            lambda x, y=second: instance_transformation_loss((x, y), (rows, rows)), rows
+        )
+        assert float(value) == 0 and not gradient.any()
+
+
+def test_transformations_refuse_what_does_not_fit():
+    student, teacher = layers(6, 4), layers(6, 9, seed=1)
+    with says("teacher: got layers of shapes [6, 9] and [6, 4]", "expected one shape"):
+        instance_transformation_loss(student, (teacher[0], student[0]))
+    with says("reduction: 'sum'"):
+        instance_transformation_loss(student, teacher, reduction="sum")
+    with says("student: shape [1, 2, 4]", "at least 2 samples"):
+        instance_transformation_loss(*[tuple(x[:1] for x in p) for p in (student, teacher)])
+    broken = (teacher[0], teacher[1] * torch.inf)
+    with says("teacher: NaN or infinite features"):
+        instance_transformation_loss(student, broken)
 
 
 # ---- errors --------------------------------------------------------------------------------------

@@ -9,15 +9,20 @@ from cases import CASES, PROVED, SEPARABLE, T, batch, value_and_gradient
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.spatial import distance
 
 from kdlab.losses import (
     decoupled_loss,
     dist_loss,
     hard_label_loss,
+    hard_target_loss,
+    logit_matching_loss,
+    map_classes,
     soft_target_loss,
     standardize_logits,
     ttm_loss,
 )
+from kdlab.losses.logits import class_groups
 
 # dtype: (value: rtol, atol), (gradient: rtol, atol). Half precision is computed in float32, so its
 # value is as good as float32's; its gradient is rounded to half at the very end.
@@ -180,3 +185,103 @@ def test_standardized_logits_are_z_scores(shape):
         lambda x: (reference.standardize(x) * weights.numpy()).sum(), logits.numpy()
     )
     np.testing.assert_allclose(gradient, expected, 1e-9, 1e-12)
+
+
+def test_reverse_is_forward_with_the_roles_exchanged_and_jensen_shannon_has_no_roles():
+    student, teacher, _ = batch(7, 10)
+    each = {"reduction": "none"}
+    torch.testing.assert_close(
+        soft_target_loss(student, teacher, T, divergence="reverse", **each),
+        soft_target_loss(teacher, student, T, **each),
+    )
+    js = {"divergence": "jensen-shannon", **each}
+    both = [soft_target_loss(*pair, 1.0, **js) for pair in [(student, teacher), (teacher, student)]]
+    torch.testing.assert_close(*both)
+    p, q = F.softmax(teacher, -1).numpy(), F.softmax(student, -1).numpy()
+    known = [distance.jensenshannon(a, b) ** 2 for a, b in zip(p, q, strict=True)]
+    np.testing.assert_allclose(both[0], known, 1e-9)
+    apart = torch.tensor([[900.0, 0.0]]), torch.tensor([[0.0, 900.0]])
+    bound = soft_target_loss(*apart, 1.0, divergence="jensen-shannon")
+    assert float(bound) == pytest.approx(np.log(2))
+
+
+def test_near_agreement_all_divergences_are_one_but_for_a_quarter():
+    student, teacher, _ = batch(7, 10)
+    near = teacher + 1e-3 * (student - teacher)
+    forward, reverse, js = (
+        float(soft_target_loss(near, teacher, T, divergence=name))
+        for name in ("forward", "reverse", "jensen-shannon")
+    )
+    assert reverse == pytest.approx(forward, rel=1e-3) and 4 * js == pytest.approx(
+        forward, rel=1e-3
+    )
+
+
+def test_masks_and_tokens_hold_for_every_divergence():
+    student, teacher, _ = batch(3, 5, 10)
+    mask = torch.tensor([[True, True, False, False, True], [False] * 5, [True] * 5])
+    for name in ("reverse", "jensen-shannon"):
+        value, gradient = value_and_gradient(
+            soft_target_loss, student, teacher, T, mask=mask, divergence=name
+        )
+        rows = [
+            soft_target_loss(student[i][mask[i]], teacher[i][mask[i]], T, divergence=name)
+            for i in (0, 2)
+        ]
+        torch.testing.assert_close(value, torch.stack(rows).mean())
+        assert not gradient[~mask].any() and gradient[mask].any(-1).all()
+
+
+def test_hot_soft_targets_are_half_the_matching_of_centred_logits():
+    """Hinton et al., equation (4)."""
+    student, teacher, _ = batch(7, 10, scale=0.5)
+    student, teacher = (z - z.mean(-1, keepdim=True) for z in (student, teacher))
+    hot, half = soft_target_loss(student, teacher, 3e3), logit_matching_loss(student, teacher) / 2
+    assert float(hot) == pytest.approx(float(half), rel=1e-3)
+
+
+def test_hard_targets_are_the_labels_of_the_teacher():
+    student, teacher, _ = batch(7, 10)
+    ours = value_and_gradient(hard_target_loss, student, teacher)
+    theirs = value_and_gradient(lambda s: F.cross_entropy(s, teacher.argmax(1)), student)
+    torch.testing.assert_close(ours, theirs)
+
+
+GROUPS = {
+    "order": (3, 0, 4, 1, 2),
+    "selection": (4, 1),
+    "grouping": ((0, 3), (1,), (2, 4)),
+    "both": ((0, 3), 4),
+    "one": ((0, 1, 2, 3, 4),),
+    "mapping": {1: 2, 0: [4, 0]},
+}
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5), (5,)], ids=str)
+@pytest.mark.parametrize("name", GROUPS)
+def test_mapped_classes_equal_the_reference_in_value_and_gradient(name, shape):
+    random = np.random.default_rng([1, *shape])
+    logits, groups = torch.tensor(random.normal(scale=3, size=shape)), class_groups(GROUPS[name])
+    expected = reference.map_classes(logits.numpy(), groups)
+    mapped = map_classes(logits, GROUPS[name])
+    assert mapped.shape == (*shape[:-1], len(groups))
+    np.testing.assert_allclose(F.log_softmax(mapped, -1), expected, 1e-10, 1e-12)
+    weights = torch.arange(expected.size, dtype=torch.float64).reshape(expected.shape).sin()
+
+    def total(z):
+        return (F.log_softmax(map_classes(z, GROUPS[name]), -1) * weights).sum()
+
+    _, gradient = value_and_gradient(total, logits)
+    by_step = reference.gradient(
+        lambda z: (reference.map_classes(z, groups) * weights.numpy()).sum(), logits.numpy()
+    )
+    np.testing.assert_allclose(gradient, by_step, 1e-9, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_improbable_groups_keep_their_digits(dtype):
+    """In probabilities all three would be 0, and the last two equal."""
+    logits = torch.tensor([[300.0, 0.0, 0.0, -20.0, -20.0]]).to(dtype)
+    mapped = F.log_softmax(map_classes(logits, [0, (1, 2), (3, 4)]), -1)
+    expected = torch.tensor([[0.0, np.log(2) - 300, np.log(2) - 320]], dtype=torch.float32)
+    torch.testing.assert_close(mapped, expected)
