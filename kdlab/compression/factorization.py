@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import numbers
+from collections import Counter
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdlab.compression.quantized import check_not_quantized
+from kdlab.compression.verification import Report, finished, nothing_to_change, opened, weighted
+
+READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+FORWARDS = (nn.Linear.forward, nn.Conv2d.forward)
 
 
+class LowRank(nn.Sequential):
+    """Two layers in the place of one, whose weight and bias can still be read."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The product, in the shape of the layer that it stands for."""
+        first, second = (half.get_parameter("weight") for half in self)
+        product = second.flatten(1) @ first.flatten(1)
+        return product.view(len(second), *first.shape[1:])
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """That of the second layer."""
+        return self[1].bias
+
+
+@torch.inference_mode(False)
 @torch.no_grad()
-def factorize(model: nn.Module, energy: float = 0.9) -> nn.Module:
+def factorize(model: nn.Module, energy: float = 0.9, *, example: Tensor | None = None) -> nn.Module:
     """A copy in which layers are split in two wherever that saves parameters.
 
     The weights of a layer, one row for each output, are W = U Σ Vᵀ. Of the singular values as many
@@ -24,17 +46,22 @@ def factorize(model: nn.Module, energy: float = 0.9) -> nn.Module:
     - a convolution becomes one with r filters of the same size, stride and padding, and a 1×1
       convolution that mixes them.
 
-    A layer stays where r · (outputs + inputs) is not below outputs · inputs, and so do grouped
-    and depthwise convolutions, embeddings and recurrent layers. The two halves stand in a
-    Sequential at the layer's old path, so taps of its output go on working. What accuracy was lost
-    comes back with `recover`.
+    A layer stays where r · (outputs + inputs) is not below outputs · inputs, and so do grouped,
+    depthwise, transposed, 1-D and 3-D convolutions, embeddings, recurrent layers, the layers inside
+    PyTorch's own attention and transformer layers (which read their weights), layers with hooks,
+    with a forward of their own, or whose weight has a second place in the model; `report` says of
+    each why. The two halves stand in a Sequential at the layer's old path, so taps of its output go
+    on working. What accuracy was lost comes back with `recover`.
 
     Args:
         model: stays as it was.
         energy: share of the squared weights that is kept, above 0 up to 1.
+        example: inputs ``[2, ...]`` for a forward in eval and in train mode before and after; None
+            looks at the weights alone.
 
     Raises:
-        ValueError: an energy out of range, or a quantized model.
+        ValueError: an energy out of range, a model that cannot be copied and changed, such as a
+            quantized one or a ScriptModule, or one that does not answer as before (with the layer).
 
     Sources: Denton, Zaremba, Bruna, LeCun, Fergus, Exploiting linear structure within
     convolutional networks for efficient evaluation, 2014, arXiv:1404.0736; the split of a
@@ -44,20 +71,61 @@ def factorize(model: nn.Module, energy: float = 0.9) -> nn.Module:
     check_not_quantized(model)
     if not isinstance(energy, numbers.Real) or math.isnan(energy) or not 0 < energy <= 1:
         raise ValueError(f"energy: {energy!r} came, expected a number above 0 up to 1")
-    whole = copy.deepcopy(model)
-    for path, layer in list(whole.named_modules()):
-        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
-            halves = _halves(layer, float(energy))
-            if halves is None:
-                continue
+    whole, expected, baked = opened(model, example)
+    layers, left = weighted(whole)
+    if not layers:
+        raise nothing_to_change(whole, left)
+    owners = Counter(id(p) for m in whole.modules() for p in m._parameters.values())
+    found = Report(left=left)
+    made: dict[int, nn.Module] = {}
+    for path, layer in layers.items():
+        parent = whole.get_submodule(path.rpartition(".")[0])
+        halves = None
+        if why := _reason(layer, parent, owners):
+            left[path] = why
+        elif (halves := _halves(layer, float(energy))) is None:
+            left[path] = "two layers would not be smaller"
+        else:
+            made[id(layer)] = halves
+            found.changed[path] = f"rank {len(halves[0].weight)} of {min(_sides(layer))}"
+    for path, layer in list(whole.named_modules(remove_duplicate=False)):
+        if id(layer) in made:  # at all places of a layer that is used twice
+            parent_path, _, name = path.rpartition(".")
             if not path:
-                return halves
-            parent, _, name = path.rpartition(".")
-            whole.get_submodule(parent)._modules[name] = halves
-    return whole
+                whole = made[id(layer)]
+            else:
+                whole.get_submodule(parent_path)._modules[name] = made[id(layer)]
+    return finished("factorize", whole, found, baked, expected)
 
 
-def _halves(layer: nn.Linear | nn.Conv2d, energy: float) -> nn.Sequential | None:
+def _reason(layer: Any, parent: nn.Module, owners: Counter[int]) -> str | None:
+    """Why a layer is no plain product that another may take the place of."""
+    kind = type(layer)
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        return f"a {kind.__name__} is not split"
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        return "its groups are small already"
+    if isinstance(parent, READERS):
+        return f"a {type(parent).__name__} reads its weight"
+    if kind.forward not in FORWARDS or (
+        isinstance(layer, nn.Conv2d) and kind._conv_forward is not nn.Conv2d._conv_forward
+    ):
+        return f"a {kind.__name__} has a forward of its own"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "hooks are registered on it"
+    if set(layer._parameters) != {"weight", "bias"} or layer._buffers or layer._modules:
+        return "it has weights of its own"
+    if owners[id(layer.weight)] > 1:
+        return "its weight has a second place in the model"
+    return None
+
+
+def _sides(layer: Any) -> tuple[int, int]:
+    rows = layer.weight.flatten(1)
+    return len(rows), rows.shape[1]
+
+
+def _halves(layer: Any, energy: float) -> LowRank | None:
     """The two layers that take its place, or None where they would be no smaller."""
     rows = layer.weight.flatten(1)
     u, s, vt = torch.linalg.svd(rows.double(), full_matrices=False)
@@ -71,10 +139,11 @@ def _halves(layer: nn.Linear | nn.Conv2d, energy: float) -> nn.Sequential | None
     pair = _linear_pair(layer, rank) if isinstance(layer, nn.Linear) else _conv_pair(layer, rank)
     for half, value in zip(pair, (first, second), strict=True):
         weight = half.get_parameter("weight")
-        weight.copy_(value.view_as(weight))
+        weight.copy_(value.view_as(weight)).requires_grad_(layer.weight.requires_grad)
     if layer.bias is not None:
-        pair[1].get_parameter("bias").copy_(layer.bias)
-    halves = nn.Sequential(*pair).to(rows.device, rows.dtype)
+        bias = pair[1].get_parameter("bias")
+        bias.copy_(layer.bias).requires_grad_(layer.bias.requires_grad)
+    halves = LowRank(*pair).to(rows.device, rows.dtype)
     return halves.train(layer.training)
 
 

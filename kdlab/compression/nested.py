@@ -16,15 +16,23 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdlab.compression.kinds import check_kinds
-from kdlab.compression.quantized import check_not_quantized
 from kdlab.compression.shapes import fit_weights
+from kdlab.compression.verification import (
+    check_finite,
+    check_open,
+    expect,
+    misses,
+    naming,
+    place,
+)
 from kdlab.datasets import Data
 from kdlab.distillers import Distiller, Labels
 from kdlab.distillers.base import Outputs, Wrapper
 from kdlab.losses import soft_target_loss
 from kdlab.metrics import cost, evaluate
+from kdlab.models import logits_of
 from kdlab.models.channels import Channels
-from kdlab.models.modes import evaluating
+from kdlab.models.modes import evaluating, uncompiled
 from kdlab.training import predict
 from kdlab.words import check_known
 
@@ -59,14 +67,19 @@ class Nested(nn.Module):
 
     def __init__(self, model: nn.Module, example: Tensor, widths: Sequence[float] = WIDTHS) -> None:
         super().__init__()
-        check_not_quantized(model)
+        check_open(model)
+        check_finite(model, "at the start")
         check_kinds(example=example)
+        model = uncompiled(model)
         self.widths = tuple(sorted(set(widths)))
         if len(self.widths) < 2 or self.widths[0] <= 0 or self.widths[-1] != 1:
             raise ValueError(f"widths: {widths!r} came, expected shares above 0, such as {WIDTHS}")
         self.model = model
         self.width = 1.0
-        channels = Channels(model, example)
+        expected = expect(model, example)
+        with naming("Nested"), torch.random.fork_rng():
+            copied = copy.deepcopy(model)
+            channels = Channels(copied, expected.example, modes=tuple(expected.shapes))
         self._kept = {width: _kept(channels, width) for width in self.widths[:-1]}
         if not any(self._kept[self.widths[0]].values()):
             raise ValueError("model: no channel of it can be left out, so all widths are the same")
@@ -75,6 +88,15 @@ class Nested(nn.Module):
         for width in self.widths[:-1]:
             for name in self._statistics:
                 self.register_buffer(_own(name, width), self._cut(name, width).clone())
+        for width in self.widths[:-1]:
+            self.width = width
+            if broken := misses(self, expected):
+                raise ValueError(
+                    f"model: got layers that cannot be narrower ({broken[1]} at width {width:g}, "
+                    f"{place(broken[0])}), expected a forward that works with fewer channels; "
+                    "replace this layer"
+                )
+        self.width = 1.0
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits `[B, C]` at `self.width`."""
@@ -102,7 +124,7 @@ class Nested(nn.Module):
         alone = copy.deepcopy(self.model)
         if width != 1:
             weights = self._weights(width)
-            fit_weights(alone, {name: weights[name].detach() for name in alone.state_dict()})
+            fit_weights(alone, {name: weight.detach() for name, weight in weights.items()})
         return alone.eval()
 
     @torch.no_grad()
@@ -120,17 +142,25 @@ class Nested(nn.Module):
             raise ValueError("images: none came, expected at least one, [N, ...]")
         norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
         momenta = [norm.momentum for norm in norms]
-        with evaluating(self):
-            for norm in norms:
-                norm.momentum = None  # then the statistics are means over all batches
-                norm.train()
-            for width in self.widths:
-                for name in self._statistics:
-                    self._stored(name, width).zero_()  # the number of batches too
-                for chunk in images.split(batch_size):
-                    self.at(width, chunk)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        stored = [self._stored(name, w) for w in self.widths for name in self._statistics]
+        before = [tensor.clone() for tensor in stored]
+        try:
+            with evaluating(self):
+                for norm in norms:
+                    norm.momentum = None  # then the statistics are means over all batches
+                    norm.train()
+                for tensor in stored:
+                    tensor.zero_()  # the number of batches too
+                for width in self.widths:
+                    for chunk in images.split(batch_size):
+                        self.at(width, chunk)
+        except BaseException:
+            for tensor, value in zip(stored, before, strict=True):
+                tensor.copy_(value)
+            raise
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
     def _check(self, width: float) -> None:
         check_known("width", f"{width:g}", [f"{known:g}" for known in self.widths])
@@ -150,7 +180,8 @@ class Nested(nn.Module):
 
     @property
     def _names(self) -> list[str]:
-        return list(self.model.state_dict())
+        state = self.model.state_dict()
+        return [name for name, value in state.items() if isinstance(value, Tensor)]
 
     @contextmanager
     def _groups(self, width: float) -> Iterator[None]:
@@ -217,7 +248,7 @@ class Sandwich(Wrapper):
         assert student.inputs is not None
         losses = []
         for width in self._drawn(nested.widths[:-1]):
-            logits = nested.at(width, student.inputs).float()
+            logits = logits_of(nested.at(width, student.inputs), "student").float()
             losses.append(soft_target_loss(logits, student.logits, temperature=1.0))
         terms["narrowest"] = losses[0]
         if losses[1:]:

@@ -24,6 +24,7 @@ from kdlab.compression.verification import (
     finished,
     misses,
     naming,
+    nothing_to_change,
     opened,
     weighted,
 )
@@ -72,7 +73,7 @@ def prune_weights(model: nn.Module, share: float, *, example: Tensor | None = No
     pruned, expected, baked = opened(model, example)
     layers, left = weighted(pruned)
     if not layers:
-        raise _nothing_to_prune(pruned, left)
+        raise nothing_to_change(pruned, left)
     zeros = sum(int((layer.weight == 0).sum()) for layer in layers.values())
     count = sum(layer.weight.numel() for layer in layers.values())
     for layer in layers.values():  # PyTorch flattens by a view, which other orders refuse
@@ -147,7 +148,7 @@ def prune_channels(
     assert expected is not None
     layers = {path: m for path, m in plain.named_modules() if isinstance(m, WEIGHTED)}
     if not layers:
-        raise _nothing_to_prune(plain, {})
+        raise nothing_to_change(plain, {})
     channels = _channels(plain, expected, *expected.shapes)
     scores = _scores(channels, plain, importance)
     keep, why = _chosen(channels, scores, share, multiple_of)
@@ -269,18 +270,10 @@ def _check_count(name: str, count: int) -> None:
         raise ValueError(f"{name}: {count!r} came, expected a whole number from 1 on")
 
 
-def _nothing_to_prune(model: nn.Module, left: dict[str, str]) -> ValueError:
-    why = "".join(f"; {path}: {reason}" for path, reason in left.items())
-    return ValueError(
-        f"model: it has no convolution and no Linear layer to prune, got a {type(model).__name__}, "
-        f"expected one with such layers{why}; give the model that holds them"
-    )
-
-
 def _channels(model: nn.Module, expected: Expected, *modes: bool) -> Channels:
     probe = copy.deepcopy(model)
     with naming("prune_channels"), torch.random.fork_rng():
-        return Channels(probe, expected.example, modes=modes)
+        return Channels(probe, expected.example, modes=modes, tied=True)
 
 
 def _scores(channels: Channels, model: nn.Module, importance: str) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from kdlab.compression.export import MOST, seal, unsealed
+from kdlab.compression.export import MOST, Preprocessed, seal, unsealed
 from kdlab.compression.extras import need, quiet
 from kdlab.compression.kinds import check_kinds
 from kdlab.compression.loading import load
 from kdlab.compression.quantized import Quantized, check_not_quantized
+from kdlab.compression.verification import (
+    Expected,
+    Report,
+    check_steady,
+    expect,
+    finished,
+    naming,
+    nothing_to_change,
+    opened,
+    suited,
+    weighted,
+)
 from kdlab.datasets import Data
 from kdlab.distillers import Distiller, SoftTargets
 from kdlab.files import atomic_write
 from kdlab.training import fit
 
 PT2E = "torchao.quantization.pt2e"
+WEIGHT = "kdlab weight"  # under which a node keeps the name of the weight that it multiplies by
 
 
+@torch.inference_mode(False)
 def quantize(model: nn.Module, data: Data, *, samples: int = 256) -> Quantized:
     """Quantize weights and activations after training, with ranges seen on training samples.
 
@@ -59,13 +71,14 @@ def quantize(model: nn.Module, data: Data, *, samples: int = 256) -> Quantized:
     check_kinds(data=data)
     if samples < 1:
         raise ValueError(f"samples: {samples!r} came, expected at least 1 to see the ranges on")
-    graph = _prepare(model, data, learning=False)
+    graph, start = _prepare(model, data, learning=False)
     with torch.no_grad():
         for chunk in data.train.x[:samples].split(64):
-            graph(chunk)
-    return _convert(graph)
+            graph(suited(chunk, graph) if len(chunk) > 1 else chunk)
+    return _convert(graph, start, "quantize")
 
 
+@torch.inference_mode(False)
 def quantize_aware(
     model: nn.Module,
     data: Data,
@@ -98,11 +111,12 @@ def quantize_aware(
     """
     check_not_quantized(model)
     check_kinds(data=data, teacher=teacher)
-    student = Quantized(_prepare(model, data, learning=True))
+    graph, start = _prepare(model, data, learning=True)
+    student = Quantized(graph)
     if teacher is not None and distiller is None:
         distiller = SoftTargets()
     fit(student, data, distiller, teacher=teacher, device="cpu", **options)
-    return _convert(student.eval().graph)
+    return _convert(student.eval().graph, start, "quantize_aware")
 
 
 def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
@@ -146,20 +160,25 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
     return target
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
-def round_weights(model: nn.Module, bits: int) -> nn.Module:
+def round_weights(model: nn.Module, bits: int, *, example: Tensor | None = None) -> nn.Module:
     """A copy whose weights are rounded to so many bits: what accuracy is left at 4, 3, 2 bits.
 
     A simulation: they are stored as floats, so file and time stay. Convolutions and Linear layers,
     one scale for each output, symmetric about 0: w becomes s · round(w / s) with
-    s = max |w| / (2^(bits - 1) - 1).
+    s = max |w| / (2^(bits - 1) - 1). What weight norm and other parametrizations make is rounded
+    as it is in eval mode, and becomes a plain parameter. `report` has a line for each layer.
 
     Args:
         model: stays as it was.
         bits: 2 to 16.
+        example: inputs ``[2, ...]`` for a forward in eval and in train mode before and after; None
+            looks at the weights alone.
 
     Raises:
-        ValueError: bits out of range, or a model that is quantized already.
+        ValueError: bits out of range, a model without such layers, or one that cannot be copied
+            and changed, such as a quantized one or a ScriptModule.
 
     Source: Krishnamoorthi, Quantizing deep convolutional networks for efficient inference: a
     whitepaper, 2018, arXiv:1806.08342 (one symmetric scale for each output).
@@ -167,67 +186,216 @@ def round_weights(model: nn.Module, bits: int) -> nn.Module:
     check_not_quantized(model)
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
         raise ValueError(f"bits: {bits!r} came, expected a whole number from 2 to 16")
-    rounded = copy.deepcopy(model)
-    for layer in rounded.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            rows = layer.weight.flatten(1)
-            scale = rows.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
-            scale = scale.masked_fill(scale == 0, 1)
-            layer.weight.copy_((scale * (rows / scale).round()).view_as(layer.weight))
-    return rounded
+    rounded, expected, baked = opened(model, example)
+    layers, left = weighted(rounded)
+    if not layers:
+        raise nothing_to_change(rounded, left)
+    for layer in layers.values():
+        weight = layer.weight.transpose(0, 1) if _transposed(layer) else layer.weight
+        rows = weight.flatten(1)
+        scale = rows.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+        scale = scale.masked_fill(scale == 0, 1)
+        weight.copy_((scale * (rows / scale).round()).view_as(weight))
+    changed = {path: f"its weight is rounded to {bits} bits" for path in layers}
+    return finished("round_weights", rounded, Report(changed, left), baked, expected)
 
 
-def _prepare(model: nn.Module, data: Data, *, learning: bool) -> nn.Module:
+def _transposed(layer: Any) -> bool:
+    return bool(getattr(layer, "transposed", False))
+
+
+def _prepare(model: nn.Module, data: Data, *, learning: bool) -> tuple[nn.Module, Start]:
     """The model as a program with observers of ranges, or with rounding that learns them."""
     tools = need(f"{PT2E}.quantize_pt2e")
     x86 = need(f"{PT2E}.quantizer.x86_inductor_quantizer")
-    inputs = torch.cat([data.train.x[:2]] * 2)[:2].cpu()
-    with quiet():
+    plain, _, baked = opened(model)
+    plain = plain.cpu().float().eval()  # whole numbers are made of 32-bit floats
+    inputs = suited(data.train.x[:2].cpu(), plain)
+    wanted = check_steady(plain, inputs)
+    expected = expect(plain, inputs)
+    layers, left = weighted(plain)
+    whole = Preprocessed(plain, (), ()).eval()
+    with quiet(), naming("quantize"):
         shapes = ({0: Dim("batch", min=1, max=MOST)},)
-        whole = copy.deepcopy(model).cpu().eval()
         program = torch.export.export(whole, (inputs,), dynamic_shapes=shapes).module()
+        _spell_padding(program)
+        _name_layers(program)
         _fold_norms(program)
+        with torch.no_grad():
+            folded = program(inputs)
+    if not torch.allclose(folded, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
+        raise ValueError(
+            "model: got a program that answers otherwise than the model once its norms are folded "
+            "into the layers before them, expected the same logits; leave out this step"
+        )
+    with quiet(), naming("quantize"):
         usual = x86.get_default_x86_inductor_quantization_config(is_qat=learning)
         weight = replace(usual.weight, quant_min=-64, quant_max=63)
         plan = x86.X86InductorQuantizer().set_global(replace(usual, weight=weight))
         prepare = tools.prepare_qat_pt2e if learning else tools.prepare_pt2e
-        return prepare(program, plan)
+        start = Start(expected, baked, {p: type(m) for p, m in layers.items()}, left)
+        return prepare(program, plan), start
 
 
-def _convert(graph: nn.Module) -> Quantized:
-    with quiet():
+@dataclass(frozen=True)
+class Start:
+    """What was known of a model before it was quantized: see `opened` and `weighted`."""
+
+    expected: Expected
+    baked: dict[str, str]
+    layers: dict[str, type]
+    left: dict[str, str]
+
+
+def _convert(graph: nn.Module, start: Start, who: str) -> Quantized:
+    with quiet(), naming(who):
         program = need(f"{PT2E}.quantize_pt2e").convert_pt2e(graph)
     _drop_unused(program)
-    return Quantized(program).eval()
+    rounded, read = _weights_of(program)
+    found = Report({name.removesuffix(".weight"): "int8 weights, uint8 inputs" for name in rounded})
+    for path, kind in start.layers.items():
+        name = f"{path}.weight"
+        if name not in read:
+            found.left[path] = "no forward in eval mode multiplies by its weight as it is"
+        elif name not in rounded:
+            found.left[path] = f"torchao's quantizer for x86 takes no {kind.__name__} here"
+    found.left.update({path: why for path, why in start.left.items() if path not in found.changed})
+    if not found.changed:
+        raise nothing_to_change(graph, found.left)
+    one_mode = replace(start.expected, shapes={False: start.expected.shapes[False]})
+    small = Quantized(program).eval()
+    finished(who, small, found, start.baked, one_mode)
+    return small
+
+
+def _weights_of(program: Any) -> tuple[set[str], set[str]]:
+    """Names of the weights that became whole numbers, and of all that a layer multiplies by."""
+    rounded, read = set(), set()
+    for node in program.graph.nodes:
+        if name := node.meta.get(WEIGHT):
+            read.add(name)
+            if "dequantize" in str(getattr(node.args[1], "target", "")):
+                rounded.add(name)
+    return rounded, read
+
+
+def _name_layers(program: Any) -> None:
+    """Tell torchao which operations are a Linear layer or a convolution, one call of it each.
+
+    By itself it goes by the modules: it fails on one that is called twice or has a hook, and
+    overlooks functional calls.
+    """
+    graph, aten = program.graph, torch.ops.aten
+    kinds = {
+        aten.linear.default: nn.Linear,
+        aten.conv2d.default: nn.Conv2d,
+        aten.conv1d.default: nn.Conv1d,
+        aten.conv3d.default: nn.Conv3d,
+        aten.conv_transpose1d.default: nn.ConvTranspose1d,
+        aten.conv_transpose2d.input: nn.ConvTranspose2d,
+        aten.conv_transpose3d.input: nn.ConvTranspose3d,
+    }
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        kind = kinds.get(node.target)
+        if kind is not None and node.args[1].op == "get_attr":
+            weight, name = node.args[1], node.args[1].target.removeprefix("model.")
+            node.meta[WEIGHT] = name
+            node.meta["source_fn_stack"] = [(node.name, kind)]
+            if len(weight.users) > 1:  # each call rounds it by itself
+                with graph.inserting_before(node):
+                    alone = graph.get_attr(weight.target)
+                alone.meta = dict(weight.meta)
+                node.replace_input_with(weight, alone)
+        else:
+            node.meta["source_fn_stack"] = node.meta.get("source_fn_stack") or (
+                [(node.name, node.target)] if _inside(node) in (nn.Linear, nn.Conv2d) else None
+            )
+    program.recompile()
+
+
+def _inside(node: Any) -> type | None:
+    """The module in whose forward this operation stands, of those that torchao looks for."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    named = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (nn.Linear, nn.Conv2d)}
+    return named.get(str(stack[-1][1])) if stack else None
+
+
+def _spell_padding(program: Any) -> None:
+    """Write padding="same" and "valid" as numbers, which is the form that torchao knows."""
+    graph, aten = program.graph, torch.ops.aten
+    for dims, op in ((1, aten.conv1d), (2, aten.conv2d), (3, aten.conv3d)):
+        for node in graph.find_nodes(op="call_function", target=op.padding):
+            image, weight, bias, stride, padding, dilation, groups = (
+                *node.args,
+                *(None, [1] * dims, "valid", [1] * dims, 1)[len(node.args) - 2 :],
+            )
+            kernel = _tensor(program, weight).shape[2:]
+            dilation = list(dilation) * (dims if len(dilation) == 1 else 1)
+            reach = zip(dilation, kernel, strict=True)
+            both = [d * (k - 1) * (padding == "same") for d, k in reach]
+            before = [n // 2 for n in both]  # on each side; an odd one comes after
+            extra = [side for n in reversed(both) for side in (0, n % 2)]
+            if any(extra):
+                with graph.inserting_before(node):
+                    padded = graph.call_function(aten.constant_pad_nd.default, (image, extra, 0.0))
+                padded.meta = dict(node.meta)
+                padded.meta["val"] = nn.functional.pad(image.meta["val"], extra)
+                image = padded
+            node.target = op.default
+            node.args = (image, weight, bias, stride, before, dilation, groups)
+    graph.lint()
+    program.recompile()
 
 
 @torch.no_grad()
 def _fold_norms(program: Any) -> None:
-    """Put each batch norm into the convolution before it, or make it a factor and a summand.
+    """Put each batch norm into the layer before it, or make it a factor and a summand.
 
-    In place. torchao would fold them too, but takes half a minute for each model.
+    In place. torchao would fold them too, but takes half a minute for each model. A norm that
+    takes the statistics of the batch is written in single operations, which torchao leaves alone.
     """
-    graph = program.graph
-    for norm in graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default):
+    graph, aten = program.graph, torch.ops.aten
+    before_norms = (
+        aten.conv1d.default,
+        aten.conv2d.default,
+        aten.conv3d.default,
+        aten.linear.default,
+    )
+    for norm in graph.find_nodes(op="call_function", target=aten.batch_norm.default):
         before, *tensors = norm.args[:5]
         gamma, beta, mean, var = (_tensor(program, node) for node in tensors)
-        statistics = (mean, var, norm.args[7], gamma, beta)
-        values: tuple[Tensor, ...]
-        follows = before.target == torch.ops.aten.conv2d.default and len(before.users) == 1
+        if mean is None or var is None or norm.args[5]:
+            _spell_norm(graph, norm)
+            continue
+        gamma = torch.ones_like(mean) if gamma is None else gamma
+        scale = gamma * (var + norm.args[7]).rsqrt()
+        shift = (0 if beta is None else beta) - mean * scale
+        dims = norm.meta["val"].dim()
+        follows = (
+            before.target in before_norms
+            and len(before.users) == 1
+            and (
+                before.target is not aten.linear.default or dims == 2
+            )  # else axis 1 is not its outputs
+        )
         if follows:
             image, weight, bias, *rest = (*before.args, None)[: max(3, len(before.args))]
-            kernel, shift = _tensor(program, weight), _tensor(program, bias)
-            values = fuse_conv_bn_weights(kernel, shift, *statistics)
+            kernel, old = _tensor(program, weight), _tensor(program, bias)
+            values = (
+                kernel * scale.view([-1] + [1] * (kernel.dim() - 1)),
+                shift if old is None else old * scale + shift,
+            )
         else:
-            values = fuse_conv_bn_weights(torch.ones(len(mean), 1, 1, 1), None, *statistics)
-            values = tuple(value.detach().view(1, -1, 1, 1) for value in values)
+            values = tuple(v.view([1, -1] + [1] * (dims - 2)) for v in (scale, shift))
         with graph.inserting_before(before if follows else norm):
             nodes = [_keep(program, f"{norm.name}_{i}", value) for i, value in enumerate(values)]
             if follows:
                 before.args = (image, *nodes, *rest)
             else:
                 for operation, node in zip(("mul", "add"), nodes, strict=True):
-                    function = getattr(torch.ops.aten, operation).Tensor
+                    function = getattr(aten, operation).Tensor
                     before = graph.call_function(function, (before, node))
                     before.meta = dict(norm.meta)  # torchao asks for the shape
         norm.replace_all_uses_with(before)
@@ -235,6 +403,31 @@ def _fold_norms(program: Any) -> None:
     graph.eliminate_dead_code()
     program.recompile()
     _drop_unused(program)
+
+
+def _spell_norm(graph: Any, norm: Any) -> None:
+    """(x - mean) / √(var + ε) · γ + β, with the statistics of the batch."""
+    aten = torch.ops.aten
+    image, gamma, beta = norm.args[:3]
+    dims = norm.meta["val"].dim()
+    axes, side = [axis for axis in range(dims) if axis != 1], [1, -1] + [1] * (dims - 2)
+
+    def call(function: Any, *args: Any, **options: Any) -> Any:
+        node = graph.call_function(function, args, options)
+        values = [a.meta["val"] if isinstance(a, torch.fx.Node) else a for a in args]
+        node.meta = dict(norm.meta) | {"val": function(*values, **options)}
+        return node
+
+    with graph.inserting_before(norm):
+        mean = call(aten.mean.dim, image, axes, True)
+        var = call(aten.var.correction, image, axes, correction=0, keepdim=True)
+        root = call(aten.rsqrt.default, call(aten.add.Tensor, var, norm.args[7]))
+        out = call(aten.mul.Tensor, call(aten.sub.Tensor, image, mean), root)
+        for function, tensor in ((aten.mul.Tensor, gamma), (aten.add.Tensor, beta)):
+            if tensor is not None:
+                out = call(function, out, call(aten.view.default, tensor, side))
+    norm.replace_all_uses_with(out)
+    graph.erase_node(norm)
 
 
 def _keep(program: Any, name: str, value: Tensor) -> Any:

@@ -22,8 +22,12 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         ValueError: a name that only one side has, or a tensor that cutting cannot explain. Then
             the model is as it was.
     """
-    whole = model.state_dict(keep_vars=True)
-    state = {name: value for name, value in whole.items() if isinstance(value, Tensor)}
+    state: dict[str, Tensor] = {}
+    own_names: dict[str, str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor) and not is_extra(name):
+            plain = name.replace("_orig_mod.", "")  # of a compiled part; files do not keep it
+            state[plain], own_names[plain] = value, name
     if odd := sorted(state.keys() ^ weights.keys()):
         where = "the file" if odd[0] in state else "the model"
         raise ValueError(
@@ -39,7 +43,7 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             )
     fitted: dict[int, Tensor] = {}  # what had two names goes on having them
     for name, old in state.items():
-        path, _, own = name.rpartition(".")
+        path, _, own = own_names[name].rpartition(".")
         layer = model.get_submodule(path)
         new = fitted.get(id(old))
         if new is None:
@@ -55,6 +59,11 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         for kind, note in SIZES.items():
             if isinstance(layer, kind):
                 note(layer)
+
+
+def is_extra(name: str) -> bool:
+    """Whether this entry of a state is what a module's ``get_extra_state`` gave."""
+    return name.rpartition(".")[2] == "_extra_state"
 
 
 def _note_linear(layer: Any) -> None:

@@ -18,8 +18,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
 from kdlab.compression.kinds import check_kinds
+from kdlab.compression.quantized import check_not_quantized
 from kdlab.models import logits_of
-from kdlab.models.modes import device_of
+from kdlab.models.modes import check_initialised, device_of, uncompiled
 
 REPORT = "compression_report"  # the attribute of a compressed model that `report` reads
 
@@ -96,6 +97,7 @@ def opened(
     if example is not None:
         check_kinds(example=example)
     plain, baked = plain_copy(model)
+    check_finite(plain, "before the step")
     expected = None if example is None else expect(plain, example)
     return plain, expected, baked
 
@@ -121,6 +123,15 @@ def weighted(model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
     return layers, left
 
 
+def nothing_to_change(model: nn.Module, left: Mapping[str, str]) -> ValueError:
+    """What to raise for a model without a layer whose weight could be changed."""
+    why = "".join(f"; {path or 'the model'}: {reason}" for path, reason in left.items())
+    return ValueError(
+        f"model: it has no convolution and no Linear layer to change, got a {type(model).__name__}"
+        f"{why}; expected one with such layers: give the model that holds them"
+    )
+
+
 def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     """A copy whose layers can be seen and changed, and what was done for that to which layer.
 
@@ -133,15 +144,8 @@ def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
             quantized, lazy or complex.
     """
     check_open(model)
-    with torch.inference_mode(False):
-        try:
-            whole = _uncompiled(copy.deepcopy(model, _computed(model)))
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"model: got a {type(model).__name__} that cannot be copied ({_first(error)}), "
-                "expected one that copy.deepcopy copies; detach the tensors that it holds"
-            ) from error
-        return whole, _bake(whole)
+    whole = plain_names(model)
+    return whole, _bake(whole)
 
 
 def _computed(model: nn.Module) -> dict[int, Any]:
@@ -153,7 +157,8 @@ def _computed(model: nn.Module) -> dict[int, Any]:
 
 def check_open(model: nn.Module) -> None:
     """Raise ValueError unless the layers of this model are PyTorch's, real and initialised."""
-    check_kinds(model=model)
+    check_not_quantized(model)
+    check_initialised(model)
     for path, module in model.named_modules():
         kind = type(module).__name__
         at = f" in the layer {path!r}" if path else ""
@@ -173,11 +178,6 @@ def check_open(model: nn.Module) -> None:
             if weight is None:
                 continue
             full = f"{path}.{name}" if path else name
-            if isinstance(weight, nn.parameter.UninitializedTensorMixin):
-                raise ValueError(
-                    f"model: got {full} without a shape (a {kind}), expected weights; run one "
-                    "forward first, which initialises lazy layers"
-                )
             if type(weight.data) is not Tensor:
                 raise ValueError(
                     f"model: got {full} as a {type(weight.data).__name__}, expected floats; it "
@@ -190,11 +190,21 @@ def check_open(model: nn.Module) -> None:
                 )
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
-    """What ``torch.compile`` wrapped, or the model itself."""
-    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-        model = inner
-    return model
+def plain_names(model: nn.Module) -> nn.Module:
+    """A copy without what ``torch.compile`` put around it or its parts; nothing else changes.
+
+    Raises:
+        ValueError: it cannot be copied, or has lazy layers without weights.
+    """
+    check_initialised(model)
+    with torch.inference_mode(False):
+        try:
+            return _uncompiled(copy.deepcopy(model, _computed(model)))
+        except Exception as error:
+            raise ValueError(
+                f"model: got a {type(model).__name__} that cannot be copied ({_first(error)}), "
+                "expected one that copy.deepcopy copies; detach the tensors that it holds"
+            ) from error
 
 
 def _uncompiled(whole: nn.Module) -> nn.Module:
@@ -241,8 +251,16 @@ def suited(example: Tensor, model: nn.Module) -> Tensor:
     return torch.cat([example, example])[:2] if len(example) == 1 else example
 
 
-def logits(model: nn.Module, example: Tensor, *, training: bool = False) -> Tensor:
+def logits(
+    model: nn.Module, example: Tensor, *, training: bool = False, seed: int | None = None
+) -> Tensor:
     """The logits of one forward of a copy, so that neither statistics nor random numbers move.
+
+    Args:
+        model: stays as it was.
+        example: inputs ``[B, ...]``.
+        training: the mode.
+        seed: of random numbers; None leaves them as they are.
 
     Raises:
         ForwardFails: the forward raises, or gives no logits.
@@ -260,11 +278,14 @@ def logits(model: nn.Module, example: Tensor, *, training: bool = False) -> Tens
         running.pop()
 
     for module in probe.modules():
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave)
+        if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+            module.register_forward_pre_hook(enter)
+            module.register_forward_hook(leave)
     devices = [device_of(probe)] if device_of(probe).type == "cuda" else []
     try:
         with torch.random.fork_rng(devices), torch.no_grad():
+            if seed is not None:
+                torch.manual_seed(seed)
             return logits_of(probe(example.clone()))
     except Exception as error:
         raise ForwardFails(running[-1] if running else "", error) from error
@@ -349,17 +370,43 @@ def finished(
             f"{place(broken[0])}: {broken[1]}; expected the same shape and finite numbers; nothing "
             "was changed: leave out this step, or replace this layer"
         )
-    for name, weight in after.named_parameters():
-        if weight.is_floating_point() and not weight.isfinite().all():
-            raise ValueError(
-                f"model: got {name} with numbers that are not finite after {who}, expected finite "
-                "ones; train it with a lower learning rate first"
-            )
+    check_finite(after, f"after {who}")
     for path, what in baked.items():
         before = found.changed.get(path)
         found.changed[path] = what if before is None else f"{what}; {before}"
     after.__dict__[REPORT] = found
     return after
+
+
+def check_finite(model: nn.Module, when: str) -> None:
+    """Raise ValueError for the first weight that is not finite."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise ValueError(
+                f"model: got {name} with numbers that are not finite {when}, expected finite ones; "
+                "train it with a lower learning rate first"
+            )
+
+
+def check_steady(model: nn.Module, example: Tensor) -> Tensor:
+    """The logits in eval mode of a model that gives the same ones in two runs.
+
+    Raises:
+        ValueError: it does not, or the forward fails.
+    """
+    try:
+        first, second = (logits(model, example, seed=seed) for seed in (1, 2))
+    except ForwardFails as failure:
+        raise ValueError(
+            f"model: got inputs {list(example.shape)} with which {failure}; expected ones that it "
+            "takes; try model(inputs) by itself"
+        ) from failure
+    if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
+        raise ValueError(
+            "model: got other logits in a second run in eval mode, expected the same; what is "
+            "random has to look at self.training, as F.dropout(x, training=self.training) does"
+        )
+    return first
 
 
 def _first(error: BaseException) -> str:
@@ -371,9 +418,11 @@ def naming(who: str) -> Iterator[None]:
     """Turn what another package raises into one ValueError that says which step it was."""
     try:
         yield
-    except (ValueError, ImportError, KeyboardInterrupt, OSError):
+    except ImportError:
         raise
     except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith("model: "):
+            raise
         raise ValueError(
             f"model: got a forward that {who} cannot follow ({type(error).__name__}: "
             f"{_first(error)}), expected operations that it knows; leave out this step"

@@ -12,11 +12,22 @@ from typing import Any
 
 from kdlab.datasets import digits, downloads, glyphs, text
 from kdlab.datasets.arrays import from_arrays, load_npz
+from kdlab.datasets.checks import check_inputs, check_labels
 from kdlab.datasets.data import UNLABELLED, Data, Split
 from kdlab.datasets.folders import load_folder
 from kdlab.words import check_known, nearest
 
-__all__ = ["UNLABELLED", "Data", "Split", "available", "from_arrays", "glyphs", "load"]
+__all__ = [
+    "UNLABELLED",
+    "Data",
+    "Split",
+    "available",
+    "check_inputs",
+    "check_labels",
+    "from_arrays",
+    "glyphs",
+    "load",
+]
 
 _LOADERS: dict[str, Callable[..., Data]] = {
     "glyphs": glyphs.load,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdlab.datasets.data import Data, Split, in_stratified_order, within_limit
+from kdlab.datasets.data import UNLABELLED, Data, Split, in_stratified_order, within_limit
 
 
 def from_arrays(
@@ -32,9 +32,11 @@ def from_arrays(
     """Check arrays and make a ``Data`` of them.
 
     x: uint8, or float in [0, 1], ``[N, h, w]`` or ``[N, h, w, c]`` with 1 or 3 channels;
-    y: whole numbers ``[N]`` from 0. Without ``x_val`` and ``y_val``, ``val_fraction`` of the
-    training part becomes the validation split, in the classes' proportions. ``n_train``, ``n_val``
-    and ``n_test`` are upper limits, drawn in the same way. ``seed`` decides what is drawn.
+    y: whole numbers ``[N]`` from 0, of any type; in ``y_train`` -1, NaN or None is an image without
+    a label, from which ``fit`` learns what a teacher says. Without ``x_val`` and ``y_val``,
+    ``val_fraction`` of the labelled training part becomes the validation split, in the classes'
+    proportions. ``n_train``, ``n_val`` and ``n_test`` are upper limits, drawn in the same way.
+    ``seed`` decides what is drawn.
 
     Raises ValueError that names the argument, for anything else.
     """
@@ -70,6 +72,8 @@ def from_arrays(
         "seed": seed,
         "options": options,
     }
+    if unlabelled := int((train.y == UNLABELLED).sum()):
+        facts["unlabelled"] = unlabelled
     return Data(name, train, val, test, names, mean, std, facts)
 
 
@@ -111,7 +115,7 @@ def load_npz(
 
 def _part(part: str, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     """Checked images and labels of one split, equally many."""
-    images, labels = _images(f"x_{part}", x), _labels(f"y_{part}", y)
+    images, labels = _images(f"x_{part}", x), _labels(f"y_{part}", y, part == "train")
     if len(images) != len(labels):
         raise ValueError(
             f"x_{part} has {len(images)} images, but y_{part} has {len(labels)} labels"
@@ -130,27 +134,31 @@ def _check_together(
                 f"x_{part} has images of {list(x.shape[1:])} (height, width, channels), "
                 f"but x_train has {shape}"
             )
-        if y.min() < 0 or y.max() >= len(names):
+        training = part == "train"
+        if y.min() < (UNLABELLED if training else 0) or y.max() >= len(names):
+            also = f"({len(names)} classes)" + (", or -1 for unlabelled," if training else "")
+            hint = "" if training or y.min() >= 0 else "; it is measured: leave unlabelled ones out"
             raise ValueError(
-                f"y_{part} must hold labels from 0 to {len(names) - 1} ({len(names)} classes), "
-                f"got {y.min()} to {y.max()}"
+                f"y_{part} must hold labels from 0 to {len(names) - 1} {also} "
+                f"got {y.min()} to {y.max()}{hint}"
             )
 
 
 def _set_aside(
     x: np.ndarray, y: np.ndarray, fraction: float, seed: int
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Split into validation and training, each in the classes' proportions."""
+    """Split into validation, of labelled images, and training, in the classes' proportions."""
     if not 0 < fraction < 1:
         raise ValueError(f"val_fraction must be between 0 and 1, got {fraction}")
-    n = max(1, round(len(y) * fraction))
-    if n >= len(y):
+    labelled = np.flatnonzero(y != UNLABELLED)
+    n = max(1, round(len(labelled) * fraction))
+    if n >= len(labelled):
         raise ValueError(
-            f"x_train has {len(y)} images: too few to set {n} aside for validation; "
-            "give more, or x_val and y_val"
+            f"x_train has {len(labelled)} images with a label: too few to set {n} aside for "
+            "validation; give more, or x_val and y_val"
         )
-    order = in_stratified_order(y, seed)
-    val, train = np.sort(order[:n]), np.sort(order[n:])
+    val = np.sort(labelled[in_stratified_order(y[labelled], seed)[:n]])
+    train = np.delete(np.arange(len(y)), val)
     return (x[val], y[val]), (x[train], y[train])
 
 
@@ -180,25 +188,55 @@ def _images(name: str, given: Any) -> np.ndarray:
     return x[..., None] if x.ndim == 3 else x
 
 
-def _labels(name: str, given: Any) -> np.ndarray:
-    y = _array(name, given)
+def _labels(name: str, given: Any, training: bool) -> np.ndarray:
+    """Checked labels int64 ``[N]``; in training, those that are missing are -1."""
+    missing = np.ma.getmaskarray(given) if isinstance(given, np.ma.MaskedArray) else None
+    y = _array(name, given, objects=True)
     if y.ndim != 1:
-        raise ValueError(f"{name} has shape {list(y.shape)}; expected one label per image, [N]")
+        hint = f": use {name}.argmax(1) if its rows are one-hot" if y.ndim == 2 else ""
+        raise ValueError(
+            f"{name} has shape {list(y.shape)}; expected one label per image, [N]{hint}"
+        )
     if not len(y):
         raise ValueError(f"{name} is empty; expected one label per image, [N]")
-    if not np.issubdtype(y.dtype, np.integer):
+    if missing is None:
+        missing = np.array([*map(_is_missing, y)]) if y.dtype == object else y != y
+    present = y[~missing]
+    if y.dtype == object and all(isinstance(v, int | float | np.number) for v in present):
+        present = np.array(present.tolist())
+    if missing.any() and not training:
+        raise ValueError(
+            f"{name} has no label for {missing.sum()} of {len(y)} images; expected one for each, "
+            "as they are measured: leave these images out"
+        )
+    if present.dtype.kind not in "iufb":
         raise ValueError(f"{name} has dtype {y.dtype}; expected whole numbers (int64) from 0")
-    return y.astype(np.int64)
+    labels = np.full(len(y), UNLABELLED)
+    with np.errstate(invalid="ignore"):
+        labels[~missing] = present.astype(np.int64)
+    if (labels[~missing] != present).any():
+        raise ValueError(
+            f"{name} has dtype {y.dtype} and labels that are no whole numbers, such as "
+            f"{present[labels[~missing] != present][0]}; expected whole numbers (int64) from 0"
+        )
+    return labels
 
 
-def _array(name: str, given: Any) -> np.ndarray:
+def _is_missing(label: Any) -> bool:
+    """Whether it is None, NaN, or what pandas has in their place."""
+    missing = label is None or type(label).__name__ in ("NAType", "NaTType")
+    return missing or (isinstance(label, float | np.floating) and bool(np.isnan(label)))
+
+
+def _array(name: str, given: Any, objects: bool = False) -> np.ndarray:
     if isinstance(given, torch.Tensor):
-        given = given.detach().cpu().numpy()
+        given = given.detach().cpu()
+        given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
     try:
         array = np.asarray(given)
     except ValueError as error:
         raise ValueError(f"{name} is ragged: its rows differ in length") from error
-    if array.dtype == object:
+    if array.dtype == object and not objects:
         raise ValueError(
             f"{name} has dtype object (ragged rows, or something not a number in it); "
             "expected one rectangular array of numbers"
@@ -208,7 +246,7 @@ def _array(name: str, given: Any) -> np.ndarray:
 
 def _class_names(classes: Any, y_train: np.ndarray) -> tuple[str, ...]:
     if classes is None:
-        names = tuple(str(i) for i in range(int(y_train.max()) + 1))
+        names = tuple(str(i) for i in range(max(0, int(y_train.max()) + 1)))
     else:
         names = tuple(c.decode() if isinstance(c, bytes) else str(c) for c in classes)
         if len(set(names)) < len(names):

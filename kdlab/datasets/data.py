@@ -21,11 +21,17 @@ class Split:
     """Images or texts, and labels, of one part.
 
     Images x are float32 ``[N, c, h, w]`` and already normalised, texts x are token numbers int64
-    ``[N, L]``, y is int64 ``[N]``.
+    ``[N, L]``, y is int64 ``[N]``; whole numbers of another type become int64.
     """
 
     x: Tensor
     y: Tensor
+
+    def __post_init__(self) -> None:
+        y = self.y
+        whole = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex())
+        if whole and y.dtype != torch.int64:
+            object.__setattr__(self, "y", y.long())
 
     def __len__(self) -> int:
         return len(self.y)

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from kdlab.datasets import docstrings
-from kdlab.datasets.data import Data, Split, in_stratified_order, within_limit
+from kdlab.datasets.data import UNLABELLED, Data, Split, in_stratified_order, within_limit
 from kdlab.datasets.tokens import Tokenizer
 
 PARTS = ("train", "val", "test")
+NO_LABEL = ("", "None", "NaN", "nan")  # as csv, str and pandas write a missing one
 _TEST, _VAL = 0.2, 0.1  # shares of each library's texts
 
 
@@ -83,23 +84,25 @@ def load_csv(
 
     A column ``split`` may say train, val or test. Without test texts, ``test_fraction`` of all
     becomes the test split, the same for every seed; without val texts, ``val_fraction`` of the
-    training texts, drawn by ``seed``; both in the classes' proportions. A text that comes several
-    times is kept once: in the test split if it is there, else in val.
+    training texts, drawn by ``seed``; both of texts with a label, in the classes' proportions. A
+    training text whose label is empty, None or NaN is kept without one (-1), for a teacher to say
+    something about. A text that comes several times is kept once: in the test split if it is
+    there, else in val.
 
     Raises ValueError that names the line, the column or the argument that is wrong.
     """
     rows = _without_copies(_read(path))
-    classes = tuple(sorted({label for _, label, _ in rows}))
+    classes = tuple(sorted({label for _, label, _ in rows if label}))
     if len(classes) < 2:
         raise ValueError(f"{path} must tell at least 2 labels apart, got {', '.join(classes)}")
-    y = np.array([classes.index(label) for _, label, _ in rows])
+    y = np.array([classes.index(label) if label else UNLABELLED for _, label, _ in rows])
     parts = np.array([part for *_, part in rows])
     for part, name, fraction, fixed in (
         ("test", "test_fraction", test_fraction, 0),
         ("val", "val_fraction", val_fraction, seed),
     ):
         if part not in parts:
-            rest = np.flatnonzero(parts == "train")
+            rest = np.flatnonzero((parts == "train") & (y != UNLABELLED))
             parts[rest[_drawn(y[rest], name, fraction, fixed)]] = part
     absent = set(range(len(classes))) - set(y[parts == "train"].tolist())
     if absent:
@@ -179,6 +182,8 @@ def _encoded(
         "seed": seed,
         "options": limits | options,
     }
+    if unlabelled := int((train.y == UNLABELLED).sum()):
+        facts["unlabelled"] = unlabelled
     return Data(name, train, val, test, classes, (), (), facts, tokenizer)
 
 
@@ -198,7 +203,10 @@ def _without_copies(rows: list[tuple[str, str, str]]) -> list[tuple[str, str, st
     found: dict[str, tuple[str, str, str]] = {}
     for text, label, part in rows:
         known = found.get(text)
-        if known is None or PARTS.index(part) > PARTS.index(known[2]):
+        if known is None or (PARTS.index(part), bool(label)) > (
+            PARTS.index(known[2]),
+            bool(known[1]),
+        ):
             found[text] = (text, label, part)
     return list(found.values())
 
@@ -230,10 +238,14 @@ def _checked(row: dict[str | None, Any], where: str) -> tuple[str, str, str]:
     if None in row or None in row.values():
         raise ValueError(f"{where} has another number of columns than the first line")
     text, label = (" ".join(row[column].split()) for column in ("text", "label"))
-    for column, value in (("text", text), ("label", label)):
-        if not value:
-            raise ValueError(f"{where} has an empty {column}")
+    if not text:
+        raise ValueError(f"{where} has an empty text")
     part = row.get("split", "train").strip()
     if part not in PARTS:
         raise ValueError(f"{where} has the split {part!r}, expected {', '.join(PARTS)}")
-    return text, label, part
+    if label in NO_LABEL and part != "train":
+        raise ValueError(
+            f"{where} has the label {label!r}, which is none, in the split {part}; expected one, "
+            "as it is measured: leave the text out, or give it a label"
+        )
+    return text, "" if label in NO_LABEL else label, part

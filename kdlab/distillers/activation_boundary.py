@@ -19,10 +19,11 @@ from kdlab.losses import activation_boundary_loss
 class ActivationBoundary(LayerDistiller):
     """``weight · Σ_layers 2^−depth · Σ_neurons`` squared hinge on the side of the boundary.
 
-    Both layers are read *before* the activation in which they end (as they are, if they end in
-    none). The student's pass a connector, a trained 1×1 convolution with batch norm; maps of
-    different sizes are compared at the smaller one. The deepest layer counts in full, each one
-    before it half as much.
+    Both layers are read *before* the activation that follows, as `kdlab.models.preactivation` finds
+    it: what goes into their last ReLU, in a Wide ResNet what comes out of the next block's norm, in
+    MobileNetV2 the linear bottleneck. The student's pass a connector, a trained 1×1 convolution
+    with batch norm; maps of different sizes are compared at the smaller one. The deepest layer
+    counts in full, each one before it half as much.
 
     Source: Heo, Lee, Yun, Choi, "Knowledge Transfer via Distillation of Activation Boundaries
     Formed by Hidden Neurons", AAAI 2019, arXiv:1811.03233. The paper starts the student by this

@@ -11,21 +11,58 @@ from torch.nn import functional as F
 
 from kdlab.datasets import Split
 from kdlab.models import Taps
+from kdlab.models.modes import evaluating, inputs_for, uncompiled
+from kdlab.models.taps import CHANNELS_FIRST, channels_first
 
 FORMS = {2: "an embedding [B, d]", 3: "tokens [B, N, d]", 4: "a feature map [B, c, h, w]"}
 
 
-@torch.no_grad()
+def example_of(train: Split, count: int = 2) -> Tensor:
+    """Return the first sample ``count`` times, for a dry run."""
+    return train.x[:1].repeat_interleave(count, dim=0)
+
+
 def shapes(model: nn.Module, taps: Iterable[str], train: Split) -> dict[str, torch.Size]:
-    """Return the shape of each tap from one dry run on two images; the first entry is 2.
+    """Return the shape of each tap from one dry run on two samples; the first entry is 2.
+
+    Features ``[B, c, l]`` of a Conv1d count as l tokens of c numbers, ``[B, l, c]``, here and
+    wherever a method reads them (`rows_of`).
 
     Raises:
-        ValueError: a path that the model does not have, or a layer that gives no tensor.
+        ValueError: a path that the model does not have, or a layer that cannot be reached, that
+            gives no floating tensor, or none with one entry per sample.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with Taps(model, list(taps)) as read:
-        model(train.x[:1].repeat_interleave(2, dim=0).to(device))
-        return {path: read[path].shape for path in read}
+    wanted = list(taps)
+    example = example_of(train)
+    found = read_features(model, wanted, example, rows_of(model, wanted, train))
+    for path, features in found.items():
+        form = f"layers: {path!r} gives {str(features.dtype).removeprefix('torch.')} of shape "
+        form += str(list(features.shape))
+        if not features.is_floating_point():
+            raise ValueError(f"{form}, expected floating features: pair another layer")
+        if features.dim() < 2 or len(features) != 2 or 0 in features.shape:
+            raise ValueError(
+                f"{form} for 2 samples, expected one entry per sample, [2, ...], with features in "
+                "it: pair another layer (an LSTM needs batch_first=True)"
+            )
+    return {path: features.shape for path, features in found.items()}
+
+
+def rows_of(model: nn.Module, taps: Iterable[str], train: Split) -> frozenset[str]:
+    """Return the taps ``[B, c, l]`` that are read as tokens ``[B, l, c]``: `channels_first`."""
+    if not any(isinstance(module, CHANNELS_FIRST) for module in model.modules()):
+        return frozenset()  # without a dry run
+    return channels_first(model, taps, example_of(train))
+
+
+@torch.no_grad()
+def read_features(
+    model: nn.Module, taps: Iterable[str], images: Tensor, rows: frozenset[str] = frozenset()
+) -> dict[str, Tensor]:
+    """Return what each tap holds for a batch, in eval mode; those in ``rows`` as ``[B, l, c]``."""
+    with uncompiled(), evaluating(model), Taps(model, list(taps)) as read:
+        model(inputs_for(model, images))
+        return {path: read[path].mT if path in rows else read[path] for path in read}
 
 
 def adapter(
@@ -35,8 +72,8 @@ def adapter(
 
     Feature maps are resized and go through a 1×1 convolution (Romero et al.'s regressor, with the
     resizing in place of a larger kernel), embeddings through a linear layer, tokens through a
-    linear layer and a resizing along N. A map becomes an embedding by pooling, and tokens by
-    reading its places row by row.
+    linear layer and a resizing along N. Maps and tokens become an embedding by their mean, a map
+    tokens by reading its places row by row, and n² tokens a map of n rows.
 
     Source: Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets",
     2014, arXiv:1412.6550.
@@ -107,6 +144,10 @@ def _map_to_embedding(student: torch.Size, teacher: torch.Size) -> nn.Module:
     return nn.Sequential(*pooled, nn.Linear(student[1], teacher[1]))
 
 
+def _tokens_to_embedding(student: torch.Size, teacher: torch.Size) -> nn.Module:
+    return nn.Sequential(Count(1), nn.Flatten(), nn.Linear(student[2], teacher[1]))
+
+
 def _tokens_to_tokens(student: torch.Size, teacher: torch.Size) -> nn.Module:
     counted = [Count(teacher[1])] if student[1] != teacher[1] else []
     return nn.Sequential(*counted, nn.Linear(student[2], teacher[2]))
@@ -128,6 +169,7 @@ ADAPTERS = {
     (3, 3): _tokens_to_tokens,
     (4, 4): _map_to_map,
     (4, 2): _map_to_embedding,
+    (3, 2): _tokens_to_embedding,
     (4, 3): _map_to_tokens,
     (3, 4): _tokens_to_map,
 }

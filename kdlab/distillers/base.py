@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import inspect
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import wraps
 from itertools import chain, count
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
+from kdlab.distillers.adapters import rows_of, shapes
+from kdlab.losses import hard_label_loss
 from kdlab.losses.checks import check_weight, compute_dtype
+from kdlab.models.modes import device_of, uncompiled
 
 Layers = str | Sequence[str] | Mapping[str, str]
 
@@ -21,12 +27,13 @@ class Outputs:
     """What one model said about one batch.
 
     Attributes:
-        logits: ``[B, C]`` float32.
+        logits: ``[B, C]`` float32, or float64 from a model in float64.
         taps: inner tensors by module path, as asked for in ``student_taps`` or ``teacher_taps``.
         inputs: the images that the model saw, ``[B, c, h, w]``.
         index: which training images they are, ``[B]`` int64; for methods that remember images.
         progress: the share of all steps that are done, 0 in the first and below 1 in the last;
             for methods that follow a schedule.
+        class_weights: by which the labels' classes count, ``[C]``; None for all alike.
     """
 
     logits: Tensor
@@ -34,6 +41,24 @@ class Outputs:
     inputs: Tensor | None = None
     index: Tensor | None = None
     progress: float = 0.0
+    class_weights: Tensor | None = None
+
+    def label_loss(
+        self, targets: Tensor, label_smoothing: float = 0.0, logits: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of these logits, or of other ones, on the labels, as the run weighs it.
+
+        Args:
+            targets: ``[B]`` int64, -1 unlabelled.
+            label_smoothing: from 0 to 1.
+            logits: of another head of the same model.
+        """
+        return hard_label_loss(
+            self.logits if logits is None else logits,
+            targets,
+            label_smoothing,
+            class_weights=self.class_weights,
+        )
 
 
 class Distiller(nn.Module):
@@ -66,6 +91,8 @@ class Distiller(nn.Module):
 
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
+    _dtype: torch.dtype | None = None
+    _as_rows: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
     needs_teacher: bool = True
     needs_input_gradients: bool = False
     remembers_images: bool = False
@@ -83,8 +110,28 @@ class Distiller(nn.Module):
         """Build what the method owns, anew for each run: adapters, memory, starting weights.
 
         Called once, before training, with both models in eval mode on the training device and
-        without gradients. ``train`` holds the training images and labels, on the CPU.
+        without gradients. ``train`` holds the training images and labels, on the CPU. What it
+        builds is then brought to the student's device and to the dtype to compute in: float64 if
+        the weights of a model are, else float32.
         """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "prepare" in vars(cls):  # one place for what is to hold of everything that is built
+            cls.prepare = _finished(cls.prepare)  # type: ignore[assignment, method-assign]
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, targets: Tensor) -> Any:
+        """Run `forward` on taps in the dtype to compute in, ``[B, c, l]`` as ``[B, l, c]``."""
+        return super().__call__(self._readable(student, 0), self._readable(teacher, 1), targets)
+
+    def _readable(self, outputs: Outputs | None, side: int) -> Outputs | None:
+        if outputs is None or not outputs.taps:
+            return outputs
+        dtype, rows = self._dtype, self._as_rows[side]
+        taps = {path: tap.mT if path in rows else tap for path, tap in outputs.taps.items()}
+        if dtype is not None:
+            taps = {p: tap.to(dtype) if tap.is_floating_point() else tap for p, tap in taps.items()}
+        return replace(outputs, taps=taps)
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, targets: Tensor
@@ -126,6 +173,44 @@ class Distiller(nn.Module):
     __rmul__ = __mul__
 
 
+Prepare = Callable[[Any, nn.Module, nn.Module | None, Split], None]
+
+
+def _finished(prepare: Prepare) -> Prepare:
+    """Return a ``prepare`` that leaves what it built where, and in what, the models compute."""
+
+    @wraps(prepare)
+    def prepared(
+        self: Distiller, student: nn.Module, teacher: nn.Module | None, train: Split
+    ) -> None:
+        models = [student] if teacher is None else [student, teacher]
+        with torch.no_grad(), uncompiled():
+            prepare(self, student, teacher, train)
+            taps = (self.student_taps, self.teacher_taps)
+            rows = [rows_of(*each, train) for each in zip(models, taps, strict=False)]
+        self._as_rows = (rows[0], rows[-1] if teacher is not None else frozenset())
+        self._dtype = computing_dtype(*models)
+        _bring(self, models, device_of(student), self._dtype)
+
+    return prepared
+
+
+def computing_dtype(*models: nn.Module) -> torch.dtype:
+    """Return float64 if a model has its weights in it, else float32."""
+    weights = [next((p for p in m.parameters() if p.is_floating_point()), None) for m in models]
+    return compute_dtype(*(weight for weight in weights if weight is not None))
+
+
+def _bring(
+    method: nn.Module, models: Iterable[nn.Module], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Bring what a method owns to a device and dtype; what it shares with a model stays."""
+    shared = {id(tensor) for model in models for tensor in (*model.parameters(), *model.buffers())}
+    for tensor in (*method.parameters(), *method.buffers()):
+        if id(tensor) not in shared:
+            tensor.data = tensor.data.to(device, dtype if tensor.is_floating_point() else None)
+
+
 def options_of(module: nn.Module, hidden: Iterable[str] = ()) -> str:
     """Return a module's public attributes as ``name=value, ...``: its options, when printed."""
     hidden = {"training", *hidden}
@@ -150,6 +235,9 @@ class Wrapper(Distiller):
         self.complete = any(part.complete for part in parts)
         self.relates_images = any(part.relates_images for part in parts)
         self.labelled_terms = self._labelled([part.labelled_terms for part in parts])
+
+    def _readable(self, outputs: Outputs | None, side: int) -> Outputs | None:
+        return outputs  # each part reads for itself
 
     @property
     def _parts(self) -> list[Distiller]:
@@ -276,17 +364,27 @@ class LayerDistiller(Distiller):
         self.student_taps = tuple(dict.fromkeys(student for student, _ in self.layers))
         self.teacher_taps = tuple(dict.fromkeys(teacher for _, teacher in self.layers))
 
+    def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
+        """Check in a dry run that all layers can be read."""
+        for model, taps in ((student, self.student_taps), (teacher, self.teacher_taps)):
+            if model is not None:
+                shapes(model, taps, train)
+
     def pairs(self, student: Outputs, teacher: Outputs | None) -> list[tuple[Tensor, Tensor]]:
-        """Return the tensors of each pair of layers, the student's first, in single precision."""
+        """Return the tensors of each pair of layers, the student's first, in one dtype."""
         return read_layers(self.layers, student, checked_teacher(teacher, self))
 
 
 def read_layers(
     layers: Sequence[tuple[str, str]], student: Outputs, teacher: Outputs
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return each pair's tensors in single precision: a forward pass in bf16 gives bf16 ones."""
+    """Return each pair's tensors in float32, or float64 if one is: bf16 is too coarse for sums."""
     both = [(student.taps[mine], teacher.taps[theirs]) for mine, theirs in layers]
-    return [(mine.to(compute_dtype(mine)), its.to(compute_dtype(its))) for mine, its in both]
+    return [
+        (mine.to(dtype), its.to(dtype))
+        for mine, its in both
+        for dtype in [compute_dtype(mine, its)]
+    ]
 
 
 def layer_pairs(layers: Layers) -> tuple[tuple[str, str], ...]:

@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.adapters import adapter
+from kdlab.distillers.adapters import adapter, rows_of
 from kdlab.distillers.base import LayerDistiller, Layers, Outputs, check_fraction
-from kdlab.distillers.connectors import pair_shapes
+from kdlab.distillers.connectors import given, pair_shapes
 from kdlab.losses import channel_gated_hint_loss, kl_divergence
 from kdlab.losses.channel_gates import by_channel
 from kdlab.losses.checks import check_count
+from kdlab.models import logits_of
+from kdlab.models.modes import device_of, inputs_for
 from kdlab.models.taps import INPUT, check_path
 from kdlab.words import check_known
 
@@ -66,7 +68,7 @@ class ChannelGatedHints(LayerDistiller):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
         """Build one regressor per pair, and find each layer's gate."""
-        assert teacher is not None  # fit refuses to start without one
+        teacher = given(teacher)
         found = pair_shapes(self.layers, student, teacher, train)
         self.regressors = nn.ModuleList(
             adapter(path, mine, other, theirs)
@@ -74,15 +76,20 @@ class ChannelGatedHints(LayerDistiller):
         )
         for number, ((_, path), (_, shape)) in enumerate(zip(self.layers, found, strict=True)):
             channels = shape[1] if len(shape) == 4 else shape[-1]
-            self.register_buffer(f"gate_{number}", self._find(teacher, path, channels, train))
+            rows = path in rows_of(teacher, [path], train)
+            self.register_buffer(f"gate_{number}", self._find(teacher, path, channels, train, rows))
 
-    def _find(self, teacher: nn.Module, path: str, channels: int, train: Split) -> Tensor:
+    def _find(
+        self, teacher: nn.Module, path: str, channels: int, train: Split, rows: bool
+    ) -> Tensor:
         if self.gate == "constant":
             return torch.full((channels,), self.share)
         if self.gate == "random":
             scores = torch.rand(channels)
         else:
-            scores = needed_channels(teacher, path, channels, train.x, self.share, self.steps)
+            scores = needed_channels(
+                teacher, path, channels, train.x, self.share, self.steps, rows=rows
+            )
         best = scores.topk(max(1, round(self.share * channels))).indices
         return torch.zeros(channels).index_fill(0, best.cpu(), 1.0)
 
@@ -106,15 +113,25 @@ class ChannelGatedHints(LayerDistiller):
 
 
 def needed_channels(
-    teacher: nn.Module, path: str, channels: int, images: Tensor, share: float, steps: int
+    teacher: nn.Module,
+    path: str,
+    channels: int,
+    images: Tensor,
+    share: float,
+    steps: int,
+    *,
+    rows: bool = False,
 ) -> Tensor:
     """Return a score per channel ``[channels]``: how much the teacher's answers need it.
+
+    With ``rows`` the layer gives ``[B, channels, l]``.
 
     Minimises KL(answer ‖ answer with gated channels) + 10 · (mean gate − share)². Random batches
     from PyTorch's global generator; the teacher is not changed.
 
     Raises:
-        ValueError: a path that the teacher does not have, or one that ends in ":input".
+        ValueError: a path that the teacher does not have, one that ends in ":input", or a layer
+            that gives more than one tensor.
     """
     if path.endswith(INPUT):
         raise ValueError(
@@ -122,21 +139,28 @@ def needed_channels(
             "gated; take the layer before it"
         )
     layer = check_path(teacher, path)
-    device = next((p.device for p in teacher.parameters()), images.device)
-    scores = torch.zeros(channels, device=device, requires_grad=True)
+    scores = torch.zeros(channels, device=device_of(teacher), requires_grad=True)
     optimizer = torch.optim.Adam([scores], lr=RATE)
 
     def gated(module: nn.Module, args: object, output: Tensor) -> Tensor:
-        return output * by_channel(scores.sigmoid(), output).to(output.dtype)
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"layers: the teacher's {path!r} gives a {type(output).__name__}, expected one "
+                "tensor, whose channels can be gated; take a layer inside it or after it"
+            )
+        gate = scores.sigmoid()
+        if rows:
+            return output * gate.unsqueeze(-1).to(output.dtype)
+        return output * by_channel(gate, output).to(output.dtype)
 
     for _ in range(steps):
         chosen = torch.randint(len(images), (min(BATCH, len(images)),))
-        batch = images[chosen].to(device)
-        wanted = F.log_softmax(teacher(batch).float(), dim=-1)
+        batch = inputs_for(teacher, images[chosen])
+        wanted = F.log_softmax(logits_of(teacher(batch), "teacher").float(), dim=-1)
         with torch.enable_grad():
             handle = layer.register_forward_hook(gated)
             try:
-                answer = F.log_softmax(teacher(batch).float(), dim=-1)
+                answer = F.log_softmax(logits_of(teacher(batch), "teacher").float(), dim=-1)
             finally:
                 handle.remove()
             gap = scores.sigmoid().mean() - share

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.adapters import as_map, match_size, shapes
+from kdlab.distillers.adapters import as_map, example_of, match_size, shapes
 from kdlab.distillers.base import Outputs, read_layers
-from kdlab.models import before_activation
+from kdlab.losses.checks import compute_dtype
+from kdlab.models import preactivation
 
 Pairs = Sequence[tuple[str, str]]  # paths of layers, the student's first
 Shapes = list[tuple[torch.Size, torch.Size]]
@@ -77,17 +78,14 @@ def read_maps(layers: Pairs, student: Outputs, teacher: Outputs) -> list[tuple[T
 def before_activations(
     layers: Pairs, student: nn.Module, teacher: nn.Module | None, train: Split
 ) -> tuple[tuple[str, str], ...]:
-    """Return the paths that read each pair before the activation in which the layers end.
+    """Return the paths that read each pair before the activation that follows: `preactivation`.
 
     Raises:
         ValueError: as `pair_shapes`.
     """
-    example = train.x[:1].to(device_of(student))
+    example = example_of(train, 1)
     return tuple(
-        (
-            before_activation(student, path, example),
-            before_activation(given(teacher), other, example),
-        )
+        (preactivation(student, path, example), preactivation(given(teacher), other, example))
         for path, other in layers
     )
 
@@ -99,9 +97,9 @@ def given(teacher: nn.Module | None) -> nn.Module:
     return teacher
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Return where the model's parameters are."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the dtype in which what belongs to a model's layers is computed."""
+    return compute_dtype(*(p for p in model.parameters() if p.is_floating_point()))
 
 
 def connector(student: torch.Size, teacher: torch.Size) -> nn.Sequential:

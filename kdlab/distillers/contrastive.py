@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.adapters import shapes
 from kdlab.distillers.base import LayerDistiller, Layers, Outputs
+from kdlab.distillers.connectors import pair_shapes
 from kdlab.losses import contrastive_loss
-from kdlab.losses.checks import check_count, check_positive, check_weight, unit
+from kdlab.losses.checks import check_count, check_temperature, check_weight, unit
 
 
 class Contrastive(LayerDistiller):
@@ -73,7 +73,7 @@ class Contrastive(LayerDistiller):
             )
         check_count("negatives", negatives)
         check_count("dimension", dimension)
-        check_positive("temperature", temperature)
+        check_temperature("temperature", temperature)
         check_weight("momentum", momentum, highest=1.0)
         self.negatives = negatives
         self.dimension = dimension
@@ -83,10 +83,7 @@ class Contrastive(LayerDistiller):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
         """Make embeddings and banks, and note which images each image must not be told from."""
-        assert teacher is not None  # fit refuses to start without one
-        ((mine, theirs),) = self.layers
-        mine_shape = shapes(student, [mine], train)[mine]
-        their_shape = shapes(teacher, [theirs], train)[theirs]
+        ((mine_shape, their_shape),) = pair_shapes(self.layers, student, teacher, train)
         self.student_embedding = nn.Linear(math.prod(mine_shape[1:]), self.dimension)
         self.teacher_embedding = nn.Linear(math.prod(their_shape[1:]), self.dimension)
         for bank in ("student_bank", "teacher_bank"):
@@ -113,8 +110,8 @@ class Contrastive(LayerDistiller):
                 "student.index: None came, expected int64 [B], which training images the batch "
                 "holds; Contrastive remembers each image. fit gives it"
             )
-        mine = unit(self.student_embedding(mine.flatten(1).float()), -1)
-        theirs = unit(self.teacher_embedding(theirs.detach().flatten(1).float()), -1)
+        mine = unit(self.student_embedding(mine.flatten(1)), -1)
+        theirs = unit(self.teacher_embedding(theirs.detach().flatten(1)), -1)
         negatives = self.draw(index)
         value = contrastive_loss(
             mine, self.teacher_bank, index, negatives, self.temperature

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.adapters import shapes
 from kdlab.distillers.base import LayerDistiller, Layers, Outputs
+from kdlab.distillers.connectors import pair_shapes
 from kdlab.losses import correlation_congruence_loss
 from kdlab.losses.checks import check_count, check_positive
 
@@ -59,10 +59,8 @@ class CorrelationCongruence(LayerDistiller):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
         """Make both embeddings of each pair of layers."""
-        assert teacher is not None  # fit refuses to start without one
-        mine = shapes(student, self.student_taps, train)
-        theirs = shapes(teacher, self.teacher_taps, train)
-        widths = [(math.prod(mine[s][1:]), math.prod(theirs[t][1:])) for s, t in self.layers]
+        found = pair_shapes(self.layers, student, teacher, train)
+        widths = [(math.prod(mine[1:]), math.prod(theirs[1:])) for mine, theirs in found]
         self.embeddings = nn.ModuleList(nn.Linear(width, self.dimension) for width, _ in widths)
         self.projections = nn.ModuleList(Projection(width, self.dimension) for _, width in widths)
 
@@ -73,8 +71,8 @@ class CorrelationCongruence(LayerDistiller):
         pairs = zip(self.pairs(student, teacher), self.embeddings, self.projections, strict=True)
         values = [
             correlation_congruence_loss(
-                embed(mine.flatten(1).float()),
-                project(theirs.flatten(1).float()),
+                embed(mine.flatten(1)),
+                project(theirs.flatten(1)),
                 self.gamma,
                 self.order,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, teacher_logits
-from kdlab.losses import decoupled_loss, hard_label_loss
+from kdlab.losses import decoupled_loss
 
 
 class Decoupled(Distiller):
@@ -46,6 +46,6 @@ class Decoupled(Distiller):
             self.beta,
         )
         return {
-            "hard": hard_label_loss(student.logits, targets),
+            "hard": student.label_loss(targets),
             "decoupled": self.weight * loss,
         }

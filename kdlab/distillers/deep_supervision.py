@@ -19,8 +19,8 @@ from kdlab.distillers.base import (
     teacher_logits,
 )
 from kdlab.distillers.connectors import pair_shapes
-from kdlab.losses import hard_label_loss, hint_loss, soft_target_loss
-from kdlab.losses.checks import check_positive, check_weight
+from kdlab.losses import hint_loss, soft_target_loss
+from kdlab.losses.checks import check_temperature, check_weight
 from kdlab.models.exits import exit_heads, padding_mask
 
 BALANCES = ("equal", "loss")
@@ -71,7 +71,7 @@ class DeepSupervision(LayerDistiller):
         balance: str | Sequence[float] = "equal",
     ) -> None:
         super().__init__(layers, weight)
-        check_positive("temperature", temperature)
+        check_temperature("temperature", temperature)
         check_weight("feature_weight", feature_weight)
         self.temperature = temperature
         self.alpha = check_fraction("alpha", alpha)
@@ -105,7 +105,9 @@ class DeepSupervision(LayerDistiller):
         """Return the terms ``exit_hard``, ``exit_soft`` if α > 0, ``exit_feature`` if γ > 0."""
         mask = padding_mask(student.inputs)
         answers = [head(student.taps[path], mask) for path, head in self.exits.items()]
-        values = {"exit_hard": [(1 - self.alpha) * hard_label_loss(a, targets) for a in answers]}
+        values = {
+            "exit_hard": [(1 - self.alpha) * student.label_loss(targets, logits=a) for a in answers]
+        }
         if self.alpha:
             said = teacher_logits(teacher, self)
             values["exit_soft"] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, teacher_logits
-from kdlab.losses import dist_loss, hard_label_loss
+from kdlab.losses import dist_loss
 
 
 class Dist(Distiller):
@@ -36,4 +36,4 @@ class Dist(Distiller):
         loss = dist_loss(
             student.logits, teacher_logits(teacher, self), self.temperature, self.beta, self.gamma
         )
-        return {"hard": hard_label_loss(student.logits, targets), "dist": loss}
+        return {"hard": student.label_loss(targets), "dist": loss}

@@ -7,12 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.adapters import as_map, match_size
+from kdlab.distillers.adapters import as_map, match_size, read_features, rows_of
 from kdlab.distillers.base import LayerDistiller, Layers, Outputs
-from kdlab.distillers.connectors import device_of, given, map_shapes
+from kdlab.distillers.connectors import given, map_shapes
 from kdlab.losses import factor_transfer_loss
-from kdlab.losses.checks import check_positive
-from kdlab.models import Taps
+from kdlab.losses.checks import check_positive, compute_dtype
 
 IMAGES, BATCH, LEARNING_RATE = 1024, 32, 2e-3  # of the paraphraser's training
 
@@ -99,13 +98,13 @@ def decoder(channels: int, factors: int) -> nn.Sequential:
 def teacher_maps(teacher: nn.Module, path: str, train: Split) -> Tensor:
     """Return a layer's maps ``[n, c, h, w]`` for at most 1,024 images, drawn at random."""
     chosen = torch.randperm(len(train))[:IMAGES]
-    device = device_of(teacher)
-    found = []
-    with Taps(teacher, [path]) as taps:
-        for index in chosen.split(BATCH):
-            teacher(train.x[index].to(device))
-            found.append(as_map(taps[path]).float())
-    return torch.cat(found)
+    rows = rows_of(teacher, [path], train)
+    found = [
+        as_map(read_features(teacher, [path], train.x[index], rows)[path])
+        for index in chosen.split(BATCH)
+    ]
+    maps = torch.cat(found)
+    return maps.to(compute_dtype(maps))
 
 
 def trained_autoencoder(
@@ -113,7 +112,7 @@ def trained_autoencoder(
 ) -> tuple[nn.Sequential, nn.Sequential]:
     """Return an encoder and a decoder that learned to reconstruct ``maps``."""
     channels = maps.shape[1]
-    encode, decode = (part(channels, factors).to(maps.device) for part in (encoder, decoder))
+    encode, decode = (part(channels, factors).to(maps) for part in (encoder, decoder))
     scale = maps.square().mean().sqrt().clamp(min=1e-12)  # so that one learning rate fits all
     optimizer = torch.optim.Adam([*encode.parameters(), *decode.parameters()], lr=LEARNING_RATE)
     with torch.enable_grad():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdlab.datasets import Split
 from kdlab.losses import mixture_loss
+from kdlab.models.modes import inputs_for
 
 BATCH, RATE = 64, 1e-2
 
@@ -40,10 +41,10 @@ def build_network(inputs: Tensor, outputs: int) -> nn.Sequential:
     Raises:
         ValueError: neither images ``[N, c, h, w]`` nor rows ``[N, d]`` of numbers.
     """
-    if inputs.dim() == 4:
-        return image_network(inputs.shape[1], outputs).to(inputs.device)
+    if inputs.dim() == 4 and inputs.is_floating_point():
+        return image_network(inputs.shape[1], outputs).to(inputs)
     if inputs.dim() == 2 and inputs.is_floating_point():
-        return answer_network(inputs.shape[1], outputs).to(inputs.device)
+        return answer_network(inputs.shape[1], outputs).to(inputs)
     raise ValueError(
         f"inputs: {inputs.dtype} of shape {list(inputs.shape)}, expected images [N, c, h, w]; a "
         'gate on texts can look at the teacher\'s answer: LearnedGate(sees="answer")'
@@ -96,7 +97,7 @@ def take_examples(given: Split | None, share: float, train: Split) -> Split:
     Raises:
         ValueError: none of them has a label.
     """
-    examples = given or train
+    examples = train if given is None else given
     labelled = (examples.y >= 0).nonzero().squeeze(1)
     if given is None:
         order = torch.randperm(len(labelled))
@@ -109,7 +110,6 @@ def take_examples(given: Split | None, share: float, train: Split) -> Split:
 
 
 def batches(images: Tensor, model: nn.Module, size: int = 256) -> Iterator[Tensor]:
-    """Yield ``images`` in batches on the model's device."""
-    device = next((p.device for p in model.parameters()), images.device)
+    """Yield ``images`` in batches as the model takes them."""
     for part in images.split(size):
-        yield part.to(device)
+        yield inputs_for(model, part)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kdlab.datasets import Split
 from kdlab.distillers.base import Distiller, Outputs, Wrapper, checked_teacher, side_by_side
+from kdlab.distillers.connectors import given
 from kdlab.distillers.gates import (
     CollapsingGate,
     ConstantGate,
@@ -76,8 +77,7 @@ class Gated(Wrapper):
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
         """Prepare the method and then the gate."""
         super().prepare(student, teacher, train)
-        assert teacher is not None  # fit refuses to start without one
-        self.gate.prepare(student, teacher, train)
+        self.gate.prepare(student, given(teacher), train)
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, targets: Tensor

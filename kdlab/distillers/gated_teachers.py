@@ -9,19 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
+from kdlab.distillers.adapters import read_features
 from kdlab.distillers.base import (
     Distiller,
     Outputs,
     check_fraction,
     checked_teacher,
+    computing_dtype,
     options_of,
 )
-from kdlab.distillers.gate_networks import batches, build_network, take_examples, train_mixture
-from kdlab.distillers.gates import seen_images
-from kdlab.losses import hard_label_loss, soft_target_loss
-from kdlab.losses.checks import check_count, check_positive, check_weight
+from kdlab.distillers.gate_networks import build_network, take_examples, train_mixture
+from kdlab.distillers.gates import seen_images, weights_of
+from kdlab.losses import soft_target_loss
+from kdlab.losses.checks import check_count, check_temperature, check_weight, compute_dtype
 from kdlab.losses.gates import confidence_aware_weights
-from kdlab.models import Taps
+from kdlab.models.modes import device_of
 from kdlab.words import check_known
 
 
@@ -110,18 +112,15 @@ class LearnedTeachers(TeachersGate):
         """Train the network, anew for each run."""
         members = members_of(teacher)
         examples = take_examples(self._examples, self.share, train)
-        with Taps(teacher, members) as taps:
-            answers = []
-            for part in batches(examples.x, teacher):
-                teacher(part)
-                answers.append(torch.stack([taps[path].float() for path in members], 1))
-        log_p = F.log_softmax(torch.cat(answers), dim=-1)
+        said = (read_features(teacher, members, part) for part in examples.x.split(256))
+        answers = torch.cat([torch.stack(list(each.values()), 1) for each in said])
+        log_p = F.log_softmax(answers.to(computing_dtype(student, teacher)), dim=-1)
         y = examples.y.to(log_p.device).view(-1, 1, 1).expand(-1, len(members), 1)
         budget = None if self.budget is None else log_p.new_tensor(self.budget)
         if budget is not None and len(budget) != len(members):
             raise ValueError(f"budget: {len(budget)} shares came, expected {len(members)}")
         self.network = train_mixture(
-            examples.x.to(log_p.device),
+            examples.x.to(log_p),
             log_p.gather(-1, y).squeeze(-1),
             budget=budget,
             budget_weight=self.budget_weight,
@@ -130,7 +129,8 @@ class LearnedTeachers(TeachersGate):
 
     def forward(self, members: Tensor, inputs: Tensor | None, targets: Tensor) -> Tensor:
         """Return the network's weights ``[B, K]``."""
-        return F.softmax(self.network(seen_images(inputs)), dim=-1)
+        seen = seen_images(inputs).to(weights_of(self.network))
+        return F.softmax(self.network(seen), dim=-1)
 
 
 class CollapsingTeachers(TeachersGate):
@@ -144,12 +144,13 @@ class CollapsingTeachers(TeachersGate):
 
     def prepare(self, student: nn.Module, teacher: nn.Module, train: Split) -> None:
         """Build the network, which then trains together with the student."""
-        device = next((p.device for p in student.parameters()), torch.device("cpu"))
-        self.network = build_network(train.x[:1].to(device), len(members_of(teacher)))
+        images = train.x[:1].to(device_of(student))
+        self.network = build_network(images, len(members_of(teacher)))
 
     def forward(self, members: Tensor, inputs: Tensor | None, targets: Tensor) -> Tensor:
         """Return the network's weights ``[B, K]``, with gradients."""
-        return F.softmax(self.network(seen_images(inputs)), dim=-1)
+        seen = seen_images(inputs).to(weights_of(self.network))
+        return F.softmax(self.network(seen), dim=-1)
 
 
 class FixedShares(TeachersGate):
@@ -214,7 +215,7 @@ class GatedTeachers(Distiller):
         self, gate: str | TeachersGate = "mean", temperature: float = 4.0, alpha: float = 0.9
     ) -> None:
         super().__init__()
-        check_positive("temperature", temperature)
+        check_temperature("temperature", temperature)
         if isinstance(gate, str):
             check_known("gate", gate, TEACHERS)
             gate = TEACHERS[gate]()
@@ -230,7 +231,8 @@ class GatedTeachers(Distiller):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
         """Find the members and prepare the gate."""
-        assert teacher is not None  # fit refuses to start without one
+        if teacher is None:
+            raise ValueError("teacher: none came, expected several in one, Committee([...])")
         self.teacher_taps = members_of(teacher)
         self.gate.prepare(student, teacher, train)
 
@@ -256,7 +258,7 @@ class GatedTeachers(Distiller):
         )
         self._measured = _what_it_did(weights.detach(), members, targets)
         return {
-            "hard": (1 - self.alpha) * hard_label_loss(student.logits, targets),
+            "hard": (1 - self.alpha) * student.label_loss(targets),
             "soft": self.alpha * (weights * values).sum(1).mean(),
         }
 
@@ -287,14 +289,15 @@ def members_of(teacher: nn.Module) -> tuple[str, ...]:
 
 
 def read_members(teacher: Outputs) -> Tensor:
-    """Return the members' logits ``[B, K, C]``, in single precision."""
+    """Return the members' logits ``[B, K, C]``, in float32 or, if they are, float64."""
     paths = [path for path in teacher.taps if path.startswith("members.")]
     if not paths:
         raise ValueError(
             "teacher.taps: no members.0, members.1, ... came, expected the members' logits; "
             "fit(student, data, GatedTeachers(), teacher=Committee([...])) gives them"
         )
-    return torch.stack([teacher.taps[path].float() for path in paths], dim=1)
+    members = torch.stack([teacher.taps[path] for path in paths], dim=1)
+    return members.to(compute_dtype(members))
 
 
 def check_shares(name: str, shares: Sequence[float]) -> tuple[float, ...]:

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.base import Outputs, check_fraction, options_of
+from kdlab.distillers.base import Outputs, check_fraction, computing_dtype, options_of
 from kdlab.distillers.gate_networks import batches, build_network, take_examples, train_mixture
 from kdlab.losses.checks import check_count, check_weight
 from kdlab.losses.gates import GATES, median_gate
+from kdlab.models import logits_of
+from kdlab.models.modes import device_of
 from kdlab.words import check_known
 
 GateFunction = Callable[..., Tensor]
@@ -197,13 +199,14 @@ class LearnedGate(Gate):
     def prepare(self, student: nn.Module, teacher: nn.Module, train: Split) -> None:
         """Train the network, anew for each run."""
         examples = take_examples(self._examples, self.share, train)
-        answers = torch.cat([teacher(part).float() for part in batches(examples.x, teacher)])
-        log_p = F.log_softmax(answers, dim=-1)
+        said = (logits_of(teacher(part), "teacher") for part in batches(examples.x, teacher))
+        answers = torch.cat(list(said))
+        log_p = F.log_softmax(answers.to(computing_dtype(student, teacher)), dim=-1)
         y = examples.y.to(log_p.device)
         experts = torch.stack(
             [log_p.gather(1, y.unsqueeze(1)).squeeze(1), self._guess(log_p, y)], 1
         )
-        inputs = examples.x.to(log_p.device) if self.sees == "image" else log_p
+        inputs = examples.x.to(log_p) if self.sees == "image" else log_p
         budget = None if self.budget is None else log_p.new_tensor([self.budget, 1 - self.budget])
         self.network = train_mixture(
             inputs, experts, budget=budget, budget_weight=self.budget_weight, steps=self.steps
@@ -219,10 +222,9 @@ class LearnedGate(Gate):
 
     def forward(self, student: Outputs, teacher: Outputs, targets: Tensor) -> Tensor:
         """Return the network's weight of the teacher, ``[B]``."""
-        seen = (
-            seen_images(teacher.inputs) if self.sees == "image" else teacher.logits.log_softmax(-1)
-        )
-        return F.softmax(self.network(seen), dim=-1)[:, 0]
+        answer = teacher.logits.log_softmax(-1)
+        seen = seen_images(teacher.inputs) if self.sees == "image" else answer
+        return F.softmax(self.network(seen.to(weights_of(self.network))), dim=-1)[:, 0]
 
 
 class CollapsingGate(Gate):
@@ -235,12 +237,12 @@ class CollapsingGate(Gate):
 
     def prepare(self, student: nn.Module, teacher: nn.Module, train: Split) -> None:
         """Build the network, which then trains together with the student."""
-        device = next((p.device for p in student.parameters()), torch.device("cpu"))
-        self.network = build_network(train.x[:1].to(device), outputs=1)
+        self.network = build_network(train.x[:1].to(device_of(student)), outputs=1)
 
     def forward(self, student: Outputs, teacher: Outputs, targets: Tensor) -> Tensor:
         """Return the network's weights ``[B]``, with gradients."""
-        return self.network(seen_images(teacher.inputs)).squeeze(1).sigmoid()
+        seen = seen_images(teacher.inputs).to(weights_of(self.network))
+        return self.network(seen).squeeze(1).sigmoid()
 
 
 NAMED: dict[str, Callable[[], Gate]] = {
@@ -269,6 +271,11 @@ def as_gate(gate: str | GateFunction | Gate) -> Gate:
             "(student, teacher, targets) -> [B], or a Gate"
         )
     return FunctionGate(gate)
+
+
+def weights_of(network: nn.Module) -> Tensor:
+    """Return a weight of a network, which tells dtype and device."""
+    return next(network.parameters())
 
 
 def seen_images(images: Tensor | None) -> Tensor:

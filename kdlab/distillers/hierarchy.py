@@ -14,6 +14,7 @@ from kdlab.distillers.adapters import match_size, resize
 from kdlab.distillers.base import Distiller, Outputs, checked_teacher, read_layers
 from kdlab.distillers.connectors import given, pair_shapes
 from kdlab.losses.checks import check_weight
+from kdlab.models.taps import modules_of
 from kdlab.models.text import PADDING
 from kdlab.words import check_known
 
@@ -194,7 +195,7 @@ def layers_of(model: nn.Module) -> tuple[str, ...]:
     Raises:
         ValueError: no layers under a known name.
     """
-    known = {path for path, _ in model.named_modules()}
+    known = modules_of(model)
     for form, first in FAMILIES:
         found = tuple(takewhile(known.__contains__, map(form.format, count(first))))
         if found:
@@ -315,7 +316,7 @@ def _comparable(part: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Te
 
 
 def _check_paths(who: str, model: nn.Module, paths: Sequence[str]) -> None:
-    known = {path for path, _ in model.named_modules()}
+    known = modules_of(model)
     for path in paths:
         if path.removesuffix(":input") not in known:
             raise ValueError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, check_fraction
-from kdlab.losses import hard_label_loss
 
 
 class LabelSmoothing(Distiller):
@@ -29,4 +28,4 @@ class LabelSmoothing(Distiller):
         self, student: Outputs, teacher: Outputs | None, targets: Tensor
     ) -> dict[str, Tensor]:
         """Return the term ``hard``."""
-        return {"hard": hard_label_loss(student.logits, targets, self.smoothing)}
+        return {"hard": student.label_loss(targets, self.smoothing)}

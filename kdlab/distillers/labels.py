@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs
-from kdlab.losses import hard_label_loss
 from kdlab.losses.checks import check_weight
 
 
@@ -31,4 +30,4 @@ class Labels(Distiller):
         self, student: Outputs, teacher: Outputs | None, targets: Tensor
     ) -> dict[str, Tensor]:
         """Return the term ``hard``; images without a label (-1) take no part."""
-        return {"hard": self.weight * hard_label_loss(student.logits, targets)}
+        return {"hard": self.weight * student.label_loss(targets)}

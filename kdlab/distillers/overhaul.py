@@ -6,19 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.adapters import as_map
+from kdlab.distillers.adapters import as_map, read_features, rows_of
 from kdlab.distillers.base import LayerDistiller, Layers, Outputs, checked_teacher
 from kdlab.distillers.connectors import (
     before_activations,
     connector,
     deepest_first,
-    device_of,
     given,
     map_shapes,
     read_maps,
 )
 from kdlab.losses import batch_norm_margin, overhaul_loss
-from kdlab.models import Taps
+from kdlab.models.modes import device_of
+from kdlab.models.positions import norm_before
 
 BATCH = 256
 
@@ -26,10 +26,11 @@ BATCH = 256
 class Overhaul(LayerDistiller):
     """``weight · Σ_layers 2^−depth ·`` partial squared distance to the teacher's margin ReLU.
 
-    Both layers are read *before* the activation in which they end (as they are, if they end in
-    none). The student's pass a connector, a trained 1×1 convolution with batch norm; maps of
-    different sizes are compared at the smaller one. The deepest layer counts in full, each one
-    before it half as much.
+    Both layers are read *before* the activation that follows, as `kdlab.models.preactivation` finds
+    it: what goes into their last ReLU, in a Wide ResNet what comes out of the next block's norm, in
+    MobileNetV2 the linear bottleneck. The student's pass a connector, a trained 1×1 convolution
+    with batch norm; maps of different sizes are compared at the smaller one. The deepest layer
+    counts in full, each one before it half as much.
 
     The margin of a channel is the mean of the teacher's negative values. Where a batch norm feeds
     the activation it is computed from the norm's parameters (`batch_norm_margin`); elsewhere,
@@ -78,30 +79,19 @@ class Overhaul(LayerDistiller):
 
 def margin_before(teacher: nn.Module, tap: str, train: Split) -> Tensor:
     """Return the mean ``[c]`` of a layer's negative values, from a batch norm or from images."""
-    norm = norm_before(teacher, tap)
-    return measured_margin(teacher, tap, train) if norm is None else batch_norm_margin(norm)
-
-
-def norm_before(model: nn.Module, tap: str) -> nn.Module | None:
-    """Return the batch norm whose output the path ``...:input`` reads, if they stand in a row."""
-    path = tap.removesuffix(":input")
-    parent, _, name = path.rpartition(".")
-    row = model.get_submodule(parent)
-    if path == tap or not isinstance(row, nn.Sequential):
-        return None
-    names = [child for child, _ in row.named_children()]
-    before = row[names.index(name) - 1] if names.index(name) else None
-    return before if isinstance(before, nn.BatchNorm2d) and before.affine else None
+    norm = norm_before(teacher, tap, train.x[:1].to(device_of(teacher)))
+    if isinstance(norm, nn.BatchNorm2d) and norm.affine:
+        return batch_norm_margin(norm)
+    return measured_margin(teacher, tap, train)
 
 
 @torch.no_grad()
 def measured_margin(teacher: nn.Module, tap: str, train: Split) -> Tensor:
     """Return the mean ``[c]`` of what is negative in all images and places; 0 where nothing is."""
     totals, counts = [], []
-    with Taps(teacher, [tap]) as taps:
-        for images in train.x.split(BATCH):
-            teacher(images.to(device_of(teacher)))
-            values = as_map(taps[tap]).double()
-            totals.append(values.clamp(max=0).sum((0, 2, 3)))
-            counts.append((values < 0).sum((0, 2, 3)))
-    return (torch.stack(totals).sum(0) / torch.stack(counts).sum(0).clamp(min=1)).float()
+    rows = rows_of(teacher, [tap], train)
+    for images in train.x.split(BATCH):
+        values = as_map(read_features(teacher, [tap], images, rows)[tap]).double()
+        totals.append(values.clamp(max=0).sum((0, 2, 3)))
+        counts.append((values < 0).sum((0, 2, 3)))
+    return torch.stack(totals).sum(0) / torch.stack(counts).sum(0).clamp(min=1)

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from kdlab.datasets import Split
 from kdlab.distillers.adapters import as_map, resize
-from kdlab.distillers.base import LayerDistiller, Layers, Outputs
-from kdlab.distillers.connectors import map_shapes
+from kdlab.distillers.base import LayerDistiller, Layers, Outputs, checked_teacher, read_layers
+from kdlab.distillers.connectors import given, map_shapes
 from kdlab.losses import hierarchical_context_loss
+from kdlab.models import preactivation
+from kdlab.models.modes import device_of
 
 MOST_CHANNELS = 512  # of the space in which layers are fused
 
@@ -20,7 +22,9 @@ class Review(LayerDistiller):
 
     From deep to shallow, each layer of the student is mixed with what came from below it by two
     learned attention maps (attention-based fusion, ABF), and the mixture predicts the teacher's
-    layer. So a shallow layer of the teacher also teaches the student's deep ones.
+    layer. So a shallow layer of the teacher also teaches the student's deep ones. As in the
+    released code the teacher's layers are read before the activation that follows
+    (`kdlab.models.preactivation`), the student's as they are.
 
     Source: Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021,
     arXiv:2104.09044. The weight 5 is the released scripts' for wrn_40_2 → wrn_16_2 on CIFAR-100
@@ -39,8 +43,13 @@ class Review(LayerDistiller):
         super().__init__(layers, weight)
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
-        """Build one fusion per pair."""
-        found = map_shapes(self.layers, student, teacher, train)
+        """Find what the teacher has before its activations, and build one fusion per pair."""
+        example = train.x[:1].to(device_of(student))
+        self._read = tuple(
+            (path, preactivation(given(teacher), other, example)) for path, other in self.layers
+        )
+        self.teacher_taps = tuple(dict.fromkeys(other for _, other in self._read))
+        found = map_shapes(self._read, student, teacher, train)
         shared = min(MOST_CHANNELS, found[-1][0][1])
         deepest = len(found) - 1
         self.fusions = nn.ModuleList(
@@ -52,7 +61,7 @@ class Review(LayerDistiller):
         self, student: Outputs, teacher: Outputs | None, targets: Tensor
     ) -> dict[str, Tensor]:
         """Return the term ``review``."""
-        pairs = self.pairs(student, teacher)
+        pairs = read_layers(self._read, student, checked_teacher(teacher, self))
         values: list[Tensor] = []
         deeper: Tensor | None = None
         for fusion, (mine, theirs) in zip(reversed(self.fusions), reversed(pairs), strict=True):

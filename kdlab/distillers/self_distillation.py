@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from kdlab.datasets import Split
 from kdlab.distillers.adapters import shapes
 from kdlab.distillers.base import Distiller, Outputs, check_fraction
-from kdlab.losses import hard_label_loss, hint_loss, soft_target_loss
-from kdlab.losses.checks import check_positive, check_weight
+from kdlab.losses import hint_loss, soft_target_loss
+from kdlab.losses.checks import check_temperature, check_weight
 from kdlab.models.exits import ExitHead, exit_heads, padding_mask
 
 
@@ -61,7 +61,7 @@ class SelfDistillation(Distiller):
         embedding: str = "head:input",
     ) -> None:
         super().__init__()
-        check_positive("temperature", temperature)
+        check_temperature("temperature", temperature)
         check_weight("feature_weight", feature_weight)
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
         if not self.layers:
@@ -98,12 +98,12 @@ class SelfDistillation(Distiller):
             assert isinstance(head, ExitHead)
             embedding = head.embed(student.taps[path], mask)
             logits = head.classifier(embedding)
-            hard.append(hard_label_loss(logits, targets))
+            hard.append(student.label_loss(targets, logits=logits))
             soft.append(soft_target_loss(logits, student.logits, self.temperature))
             # the loss is a mean over the features, the formula a sum
             feature.append(deepest.shape[1] * hint_loss(embedding, deepest))
         return {
-            "hard": (1 - self.alpha) * hard_label_loss(student.logits, targets),
+            "hard": (1 - self.alpha) * student.label_loss(targets),
             "exit_hard": (1 - self.alpha) * torch.stack(hard).sum(),
             "exit_soft": self.alpha * torch.stack(soft).sum(),
             "exit_feature": self.feature_weight * torch.stack(feature).sum(),

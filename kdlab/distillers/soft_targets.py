@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, check_fraction, teacher_logits
-from kdlab.losses import hard_label_loss, soft_target_loss
+from kdlab.losses import soft_target_loss
 from kdlab.losses.soft_targets import check_divergence
 
 
@@ -45,6 +45,6 @@ class SoftTargets(Distiller):
             divergence=self.divergence,
         )
         return {
-            "hard": (1 - self.alpha) * hard_label_loss(student.logits, targets),
+            "hard": (1 - self.alpha) * student.label_loss(targets),
             "soft": self.alpha * soft,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, teacher_logits
-from kdlab.losses import hard_label_loss, soft_target_loss, standardize_logits
+from kdlab.losses import soft_target_loss, standardize_logits
 
 
 class StandardizedSoftTargets(Distiller):
@@ -37,6 +37,6 @@ class StandardizedSoftTargets(Distiller):
             self.temperature,
         )
         return {
-            "hard": hard_label_loss(student.logits, targets),
+            "hard": student.label_loss(targets),
             "soft": self.weight * soft,
         }

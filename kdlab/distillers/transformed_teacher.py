@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, teacher_logits
-from kdlab.losses import hard_label_loss, ttm_loss
+from kdlab.losses import ttm_loss
 
 
 class TransformedTeacher(Distiller):
@@ -42,6 +42,6 @@ class TransformedTeacher(Distiller):
             weighted=self.weighted,
         )
         return {
-            "hard": hard_label_loss(student.logits, targets),
+            "hard": student.label_loss(targets),
             "transformed": self.weight * loss,
         }

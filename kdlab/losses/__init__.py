@@ -19,6 +19,7 @@ from kdlab.losses.boundaries import (
 )
 from kdlab.losses.channel_gates import channel_gated_hint_loss
 from kdlab.losses.checks import unchecked_values, weighted_samples
+from kdlab.losses.divergences import kl_divergence
 from kdlab.losses.features import (
     attention_map,
     attention_transfer_loss,
@@ -69,7 +70,6 @@ from kdlab.losses.relations import (
 from kdlab.losses.soft_targets import (
     decoupled_loss,
     dist_loss,
-    kl_divergence,
     soft_target_loss,
     standardize_logits,
     ttm_loss,

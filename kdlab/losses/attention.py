@@ -20,7 +20,7 @@ from kdlab.losses.checks import (
     prepare,
     reduce,
 )
-from kdlab.losses.soft_targets import kl_divergence
+from kdlab.losses.divergences import kl_divergence
 
 
 def self_attention_relation(x: Tensor, relation_heads: int, mask: Tensor | None = None) -> Tensor:
@@ -144,7 +144,7 @@ def attention_score_loss(
     check_reduction(reduction)
     student, teacher = _prepare_scores(student, teacher, mask)
     # padded rows and columns are 0 on both sides, so only the number of rows has to be mended
-    rows = (student - teacher).square().mean(1).sum(-1)
+    rows = F.mse_loss(student, teacher, reduction="none").mean(1).sum(-1)
     return _mean_over_tokens(rows / _lengths(rows, mask), mask, reduction)
 
 
@@ -169,7 +169,8 @@ def hidden_state_loss(
     _check_alike(student, teacher, 3, (0, 1, 2))
     _check_token_mask(mask, student)
     student, teacher = prepare(student, teacher, mask)
-    return _mean_over_tokens((student - teacher).square().mean(-1), mask, reduction)
+    rows = F.mse_loss(student, teacher, reduction="none").mean(-1)
+    return _mean_over_tokens(rows, mask, reduction)
 
 
 def _relation(x: Tensor, heads: int, mask: Tensor | None) -> Tensor:

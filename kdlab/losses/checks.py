@@ -18,6 +18,7 @@ from torch import Tensor
 
 REDUCTIONS = ("mean", "none")
 UNLABELLED = -1
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1e9
 
 _CHECKED: ContextVar[bool] = ContextVar("kdlab_values_are_checked", default=True)
 
@@ -96,6 +97,17 @@ def check_positive(name: str, value: float) -> None:
     """Raise ValueError unless ``value`` is a finite number above 0 (a temperature)."""
     if not isinstance(value, numbers.Real) or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name}: {value!r}, expected a finite number above 0")
+
+
+def check_temperature(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a temperature at which T² and logits / T keep digits."""
+    check_positive(name, value)
+    if not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+        raise ValueError(
+            f"{name}: {value!r}, expected a number from {LEAST_TEMPERATURE:g} to "
+            f"{MOST_TEMPERATURE:g}: beyond, single precision has no digits left; from 1000 on a "
+            "higher one changes next to nothing"
+        )
 
 
 def check_weight(name: str, value: float, highest: float = math.inf) -> None:
@@ -185,9 +197,16 @@ def check_targets(targets: Tensor, logits: Tensor, *, unlabelled: bool, why: str
         )
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite; read only where `values_are_checked`."""
+    # The sum takes a fortieth of the time. It may overflow, and says nothing then.
+    total = float(tensor.detach().sum(dtype=compute_dtype(tensor)))
+    return math.isfinite(total) or bool(torch.isfinite(tensor).all())
+
+
 def check_teacher_values(teacher: Tensor) -> None:
     """Raise ValueError if a logit of the teacher is NaN or infinite."""
-    if values_are_checked() and not bool(torch.isfinite(teacher).all()):
+    if values_are_checked() and not all_finite(teacher):
         raise ValueError(
             "teacher: NaN or infinite logits, expected finite ones: look at the teacher's weights "
             "and at its inputs, or compute it in float32"
@@ -288,7 +307,7 @@ def prepare_features(
         )
     dtype = compute_dtype(student, teacher)
     teacher = teacher.detach()
-    if values_are_checked() and not bool(torch.isfinite(teacher).all()):
+    if values_are_checked() and not all_finite(teacher):
         raise ValueError(
             "teacher: NaN or infinite features, expected finite ones: look at the teacher's "
             "weights and at its inputs, or compute it in float32"

@@ -6,6 +6,7 @@ Shapes must fit already: making them fit (a regressor, a resizing) is the work o
 What counts as an activation or not is in `kdlab.losses.boundaries`.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,13 +14,14 @@ from kdlab.losses.checks import (
     check_features,
     check_positive,
     check_reduction,
+    check_temperature,
     compute_dtype,
     prepare_features,
     reduce,
     unit,
     values_are_checked,
 )
-from kdlab.losses.soft_targets import kl_divergence
+from kdlab.losses.divergences import tempered_divergence
 
 ATTENTION_NORMS = ("released", "paper")
 
@@ -44,7 +46,8 @@ def hint_loss(student: Tensor, teacher: Tensor, *, reduction: str = "mean") -> T
     """
     check_reduction(reduction)
     student, teacher = prepare_features(student, teacher, (2, 3, 4))
-    return reduce((student - teacher).square().flatten(1).mean(1), None, reduction)
+    square = F.mse_loss(student, teacher, reduction="none")
+    return reduce(square.flatten(1).mean(1), None, reduction)
 
 
 def attention_map(features: Tensor, power: float = 2.0) -> Tensor:
@@ -71,8 +74,11 @@ def attention_map(features: Tensor, power: float = 2.0) -> Tensor:
     values = features.to(compute_dtype(features))
     # The map has no scale, so dividing by the largest entry changes nothing but keeps |f|^p, whose
     # square is needed, in range.
-    peak = values.detach().abs().amax((1, 2, 3), keepdim=True)
-    energy = (values / peak.clamp(min=1e-12)).abs().pow(power).sum(1)
+    fixed, places = values.detach(), (1, 2, 3)
+    peak = torch.maximum(fixed.amax(places, keepdim=True), -fixed.amin(places, keepdim=True))
+    scaled = values / peak.clamp(min=1e-12)
+    # fewer tables as large as the features, which take most of the time
+    energy = (scaled.square() if power == 2 else scaled.abs().pow(power)).sum(1)
     return unit(energy.flatten(1), 1).view_as(energy)
 
 
@@ -274,7 +280,7 @@ def channel_wise_loss(
     ICCV 2021, arXiv:2011.13256. Compared in lesson 02.
     """
     check_reduction(reduction)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     student, teacher = prepare_features(student, teacher)
-    log_s, log_t = (F.log_softmax(x.flatten(2) / temperature, dim=-1) for x in (student, teacher))
-    return reduce(temperature**2 * kl_divergence(log_t, log_s).mean(1), None, reduction)
+    values = tempered_divergence(student.flatten(2), teacher.flatten(2), temperature)
+    return reduce(temperature**2 * values.mean(1), None, reduction)

@@ -20,6 +20,7 @@ from kdlab.losses.checks import (
     check_reduction,
     check_targets,
     check_teacher_values,
+    check_temperature,
     compute_dtype,
     reduce,
 )
@@ -130,7 +131,7 @@ def wttm_gate(
     Source: Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024,
     arXiv:2402.11148. Lesson 05. Arguments and errors as `correct_gate`; T > 0.
     """
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     log_p = _log_p(student, teacher, targets, 1.0)
     power = 1 / temperature
     largest = max(0.0, (1 - power) * math.log(log_p.shape[-1]))
@@ -261,7 +262,7 @@ def _log_p(
     least_classes: int = 1,
 ) -> Tensor:
     """The teacher's log-probabilities at a temperature."""
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     _, teacher = _prepared(student, teacher, targets)
     if teacher.shape[-1] < least_classes:
         raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdlab.losses.checks import (
+    all_finite,
     check_reduction,
     compute_dtype,
     reduce,
@@ -211,7 +212,7 @@ def _prepare(
             )
         keep = mask.view(-1, *[1] * (student.dim() - 1))
         student, teacher = student.where(keep, 0.0), teacher.where(keep, 0.0)
-    if values_are_checked() and not bool(torch.isfinite(teacher).all()):
+    if values_are_checked() and not all_finite(teacher):
         raise ValueError(
             "teacher: NaN or infinite slopes, expected finite ones: look at the teacher's weights "
             "and at its inputs, or compute it in float32"

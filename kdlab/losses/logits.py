@@ -143,15 +143,8 @@ def class_groups(classes: Classes) -> tuple[tuple[int, ...], ...]:
         classes = [classes[number] for number in range(len(classes))]
     groups: list[tuple[int, ...]] = []
     for number, entry in enumerate(classes):
-        group = (entry,) if isinstance(entry, numbers.Integral) else entry
-        if (
-            not isinstance(group, Sequence)
-            or not group
-            or not all(
-                isinstance(one, numbers.Integral) and not isinstance(one, bool) and one >= 0
-                for one in group
-            )
-        ):
+        group = entry if isinstance(entry, Sequence) else (entry,)
+        if not group or not all(map(_is_class, group)):
             raise ValueError(
                 f"classes: got {entry!r:.80} for the student's class {number}, expected a class "
                 "number of the teacher from 0 on, or several; leave no class without one"
@@ -166,6 +159,11 @@ def class_groups(classes: Classes) -> tuple[tuple[int, ...], ...]:
             "once; or its probability would count twice: leave it to one class of the student"
         )
     return tuple(groups)
+
+
+def _is_class(value: object) -> bool:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and int(value) >= 0  # type: ignore[call-overload]
 
 
 def map_classes(logits: Tensor, classes: Classes) -> Tensor:

@@ -21,13 +21,14 @@ from kdlab.losses.checks import (
     check_features,
     check_positive,
     check_reduction,
+    check_temperature,
     compute_dtype,
     prepare_features,
     reduce,
     unit,
     values_are_checked,
 )
-from kdlab.losses.soft_targets import kl_divergence
+from kdlab.losses.divergences import kl_divergence
 
 KERNEL_FLOOR = 1e-7  # what keeps the logarithm of two opposite directions' similarity finite
 
@@ -65,7 +66,7 @@ def relational_distance_loss(
     μ is the mean distance of the pairs that are apart. Huber(x) is ½x² up to 1 and |x| − ½ beyond.
     The differences are formed before they are squared: ‖a‖² + ‖b‖² − 2ab, which published code
     uses, leaves rounding noise between equal rows, with a large gradient that means nothing. Here
-    rows that are equal within rounding have distance 0 and gradient 0. Memory: B² · d.
+    rows that are equal within rounding have distance 0 and gradient 0. Memory: B² and B · d.
 
     Args:
         student, teacher: ``[B, d]``, ``[B, N, d]`` or ``[B, c, h, w]`` with one B ≥ 2.
@@ -92,8 +93,7 @@ def relational_angle_loss(student: Tensor, teacher: Tensor, *, reduction: str = 
 
     Args:
         student, teacher: ``[B, d]``, ``[B, N, d]`` or ``[B, c, h, w]`` with one B ≥ 3. Memory grows
-            with B³ (B = 64: 1 MB a table in float32, B = 512: 0.5 GB, several of them) and with
-            B² · d.
+            with B³ (B = 64: 1 MB a table in float32, B = 512: 0.5 GB, several of them), not with d.
         reduction: "mean" or "none": ``[B]``, the mean over the triplets with the angle at f_j.
 
     Raises:
@@ -229,8 +229,8 @@ def instance_transformation_loss(
                 "expected one shape: bring the larger to the smaller's size (the distiller does so)"
             )
     # Side by side, both layers of a network get one scale.
-    pair = (torch.stack(layers, 1).flatten(2) for layers in (student, teacher))
-    mine, theirs = (_moves(rows) for rows in _rows(*pair))
+    both = [torch.stack(layers, 1).flatten(2) for layers in (student, teacher)]
+    mine, theirs = (_moves(rows) for rows in _rows(both[0], both[1]))
     return reduce((mine - theirs).square(), None, reduction)
 
 
@@ -270,7 +270,7 @@ def contrastive_loss(
     arXiv:1910.10699. Compared in lesson 02.
     """
     check_reduction(reduction)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     check_features("anchors", anchors, (2,))
     check_features("bank", bank, (2,))
     if anchors.shape[1] != bank.shape[1] or anchors.device != bank.device:
@@ -358,28 +358,49 @@ def _cosines(rows: Tensor) -> Tensor:
 
 
 def _apart(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """f_i − f_j at ``[j, i]`` ``[B, B, d]``, its square ``[B, B]``, and where that is rounding."""
-    difference = rows.unsqueeze(0) - rows.unsqueeze(1)
-    square = difference.square().sum(-1)
+    """The rows as `_coordinates`, all distances ``[B, B]``, and where these are only rounding.
+
+    From differences, not from products, and without a table of all differences in memory.
+    """
+    points = _coordinates(rows)
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     size = rows.detach().square().sum(-1)
-    rounding = (4 * torch.finfo(rows.dtype).eps) ** 2 * (size.unsqueeze(0) + size.unsqueeze(1))
-    return difference, square, square <= rounding  # False for NaN, which must stay visible
+    turned = points is not rows and points.dtype == rows.dtype  # which adds rounding of its own
+    eps = (64 if turned else 4) * torch.finfo(rows.dtype).eps
+    rounding = eps * (size.unsqueeze(0) + size.unsqueeze(1)).sqrt()
+    same = distances <= rounding  # False for NaN, which must stay visible
+    return points, distances.masked_fill(same, 0.0), same
 
 
 def _distances(rows: Tensor) -> Tensor:
     """All distances ``[B, B]`` in units of the mean of those above 0."""
-    _, square, same = _apart(rows)
-    distances = square.masked_fill(same, 1.0).sqrt().masked_fill(same, 0.0)
+    _, distances, same = _apart(rows)
+    distances = distances.to(rows.dtype)
     mean = distances.sum() / (~same).sum().clamp(min=1)
     return distances / mean.masked_fill(same.all(), 1.0)
 
 
 def _cosines_at_each(rows: Tensor) -> Tensor:
     """The cosine of the angle at j between i and k, at ``[j, i, k]``."""
-    difference, square, same = _apart(rows)
-    length = square.masked_fill(same, torch.inf).sqrt()
+    points, _, same = _apart(rows)
+    difference = (points.unsqueeze(0) - points.unsqueeze(1)).to(rows.dtype)
+    length = difference.square().sum(-1).masked_fill(same, 1.0).sqrt().masked_fill(same, torch.inf)
     directions = difference / length.unsqueeze(-1)
     return directions @ directions.mT
+
+
+def _coordinates(rows: Tensor) -> Tensor:
+    """The rows ``[B, d]`` in at most B coordinates, with the same inner products and gradients.
+
+    B rows lie in B dimensions, however long they are. The axes need no gradient: that of a function
+    of the rows' differences lies within these dimensions. Double precision, where the device has
+    it, leaves rows that are nearly equal as near to each other as they were.
+    """
+    if rows.shape[1] <= 2 * len(rows):
+        return rows  # too little to gain
+    dtype = rows.dtype if rows.device.type == "mps" else torch.float64
+    axes, _ = torch.linalg.qr(rows.detach().to(dtype).mT)
+    return rows.to(dtype) @ axes
 
 
 def _edges(rows: Tensor) -> Tensor:

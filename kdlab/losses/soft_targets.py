@@ -6,6 +6,7 @@ side is detached; half precision is computed, and returned, in float32. Lesson 0
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,36 +15,47 @@ from torch import Tensor
 from kdlab.losses.checks import (
     check_mask,
     check_pair,
-    check_positive,
     check_reduction,
     check_targets,
+    check_temperature,
     check_weight,
     compute_dtype,
     prepare,
     reduce,
 )
+from kdlab.losses.divergences import (
+    PLAIN_UP_TO,
+    divergence,
+    kl_divergence,
+    log_softmax_ratio,
+    tempered_divergence,
+)
 
 
-def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p ‖ q) = Σ_c p_c (log p_c − log q_c) of log-probabilities ``[..., C]``, in nats.
-
-    Both sides stay logarithms, so that a probability that underflows to 0 contributes 0, not NaN.
-    Written out, because ``F.kl_div`` has no batching rule and is slow under ``torch.vmap``.
-    """
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+def _reverse(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    log_q, log_p = _both(student, teacher, temperature)
+    return kl_divergence(log_q, log_p).to(student.dtype)
 
 
-def _reverse(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return kl_divergence(log_q, log_p)
-
-
-def _jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
+def _jensen_shannon(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    log_q, log_p = _both(student, teacher, temperature)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return 0.5 * (kl_divergence(log_p, log_m) + kl_divergence(log_q, log_m))
+    return (0.5 * (kl_divergence(log_p, log_m) + kl_divergence(log_q, log_m))).to(student.dtype)
 
 
-# between the log-probabilities of teacher and student
-DIVERGENCES = {"forward": kl_divergence, "reverse": _reverse, "jensen-shannon": _jensen_shannon}
+def _both(student: Tensor, teacher: Tensor, temperature: float) -> list[Tensor]:
+    """Both log-softmaxes; in double precision where their difference may be tiny."""
+    exact = temperature > PLAIN_UP_TO and student.device.type != "mps"
+    dtype = torch.float64 if exact else student.dtype
+    return [F.log_softmax(z.to(dtype) / temperature, dim=-1) for z in (student, teacher)]
+
+
+# from the logits of student and teacher, without T²
+DIVERGENCES = {
+    "forward": tempered_divergence,
+    "reverse": _reverse,
+    "jensen-shannon": _jensen_shannon,
+}
 
 
 def check_divergence(divergence: str) -> None:
@@ -65,12 +77,14 @@ def soft_target_loss(
     """Soft targets: T² · KL(softmax(teacher / T) ‖ softmax(student / T)).
 
     The factor T² keeps the size of the gradient, and so the meaning of the loss's weight, about the
-    same once T is large against the logits; without it the gradient falls like 1 / T².
+    same once T is large against the logits; without it the gradient falls like 1 / T². For T → ∞
+    the loss becomes the mean squared difference of the centred logits, ½ · mean_c (s − t)²; value
+    and gradient are accurate on the whole way there (`kdlab.losses.divergences`).
 
     Args:
         student: logits ``[B, C]``, or ``[B, N, C]`` for N positions (tokens) per sample.
         teacher: logits of the same shape, finite where the mask is True.
-        temperature: T > 0, for both sides.
+        temperature: T from 0.001 to 1e9, for both sides.
         divergence: "forward", KL(p_T ‖ p_S), asks the student to cover all that the teacher finds
             possible; "reverse", KL(p_S ‖ p_T), not to say what the teacher finds impossible (Gu,
             Dong, Wei, Huang, "MiniLLM", ICLR 2024, arXiv:2306.08543); "jensen-shannon",
@@ -84,22 +98,20 @@ def soft_target_loss(
         reduction: "mean" over the samples that take part (0 if none does), or "none": ``[B]``.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit; an empty batch; T ≤ 0; a teacher
-            with NaN or infinite logits; an unknown divergence or reduction.
+        ValueError: shapes, dtypes or devices that do not fit; an empty batch; T out of its range; a
+            teacher with NaN or infinite logits; an unknown divergence or reduction.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
     arXiv:1503.02531. Derived in lesson 01.
     """
     check_reduction(reduction)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     check_divergence(divergence)
     check_pair(student, teacher, dims=(2, 3))
     if mask is not None:
         check_mask(mask, student)
     student, teacher = prepare(student, teacher, mask)
-    values = temperature**2 * DIVERGENCES[divergence](
-        F.log_softmax(teacher / temperature, dim=-1), F.log_softmax(student / temperature, dim=-1)
-    )
+    values = temperature**2 * DIVERGENCES[divergence](student, teacher, temperature)
     takes_part = mask
     if mask is not None and mask.dim() == 2:
         takes_part = mask.any(-1)
@@ -184,7 +196,7 @@ def decoupled_loss(
     arXiv:2203.08679. Lesson 01 compares it.
     """
     check_reduction(reduction)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     check_weight("alpha", alpha)
     check_weight("beta", beta)
     check_pair(student, teacher)
@@ -202,9 +214,17 @@ def decoupled_loss(
     labelled = targets >= 0
     student, teacher = prepare(student, teacher, labelled)
     is_target = targets.unsqueeze(-1) == torch.arange(student.shape[-1], device=student.device)
-    pair_s, rest_s = _decoupled_log_probabilities(student / temperature, is_target)
     pair_t, rest_t = _decoupled_log_probabilities(teacher / temperature, is_target)
-    tckd, nckd = kl_divergence(pair_t, pair_s), kl_divergence(rest_t, rest_s)
+    if temperature <= PLAIN_UP_TO:
+        pair_s, rest_s = _decoupled_log_probabilities(student / temperature, is_target)
+        tckd, nckd = kl_divergence(pair_t, pair_s), kl_divergence(rest_t, rest_s)
+    else:
+        gap = (student - teacher) / temperature
+        nckd = divergence(rest_t, gap.masked_fill(is_target, 0.0))
+        # the student's log Σ e^z over the others minus the teacher's, without either of them
+        others = (rest_t.exp() * gap).sum(-1) + nckd
+        shift = gap.masked_fill(~is_target, 0.0).sum(-1) - others
+        tckd = divergence(pair_t, torch.stack([shift, torch.zeros_like(shift)], dim=-1))
     values = temperature**2 * (alpha * tckd + beta * nckd)
     return reduce(values, labelled, reduction)
 
@@ -262,17 +282,16 @@ def dist_loss(
     NeurIPS 2022, arXiv:2205.10536. Lesson 01 compares it.
     """
     check_reduction(reduction)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     check_weight("beta", beta)
     check_weight("gamma", gamma)
     check_pair(student, teacher)
     if mask is not None:
         check_mask(mask, student)
     student, teacher = prepare(student, teacher, mask)
-    log_s = F.log_softmax(student / temperature, dim=-1)
-    log_t = F.log_softmax(teacher / temperature, dim=-1)
-    inter = (_unit_rows(log_s) - _unit_rows(log_t)).square().sum(-1)
-    intra = (_unit_columns(log_s, mask) - _unit_columns(log_t, mask)).square().mean(-1)
+    tables = [_Table.of(x, temperature, mask) for x in (student, teacher)]
+    inter = (tables[0].rows() - tables[1].rows()).square().sum(-1)
+    intra = (tables[0].columns() - tables[1].columns()).square().mean(-1)
     # The squares of `intra` add up to the loss over the batch; times the number of samples, a
     # sample's part becomes a value whose *mean* over the samples is the loss.
     samples = len(student) if mask is None else mask.sum()
@@ -280,34 +299,48 @@ def dist_loss(
     return reduce(values, mask, reduction)
 
 
-def _unit_rows(log_p: Tensor) -> Tensor:
-    """The rows of the table of probabilities, centred and scaled to unit length."""
-    classes = log_p.shape[-1]
-    return _unit(log_p.exp() - 1 / classes, -1, classes, size=1 / classes)
+class _Table(NamedTuple):
+    """Probabilities ``[B, C]`` as log(C · p), which keeps its digits where p is nearly uniform."""
+
+    log_ratio: Tensor
+    rounding: Tensor  # [B, 1], how exact an entry of C · p is
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, logits: Tensor, temperature: float, mask: Tensor | None) -> "_Table":
+        """The table of softmax(logits / T)."""
+        z = logits / temperature
+        size = z.detach().abs().amax(-1, keepdim=True).clamp(max=1.0)
+        rounding = 8 * torch.finfo(z.dtype).eps * size
+        if temperature <= PLAIN_UP_TO:
+            return cls(F.log_softmax(z, dim=-1) + math.log(z.shape[-1]), rounding, mask)
+        return cls(log_softmax_ratio(z), rounding, mask)
+
+    def rows(self) -> Tensor:
+        """The rows, centred and scaled to unit length."""
+        entries = self.log_ratio.shape[-1]
+        return _unit(self.log_ratio.expm1(), -1, entries * self.rounding.square())
+
+    def columns(self) -> Tensor:
+        """The columns, centred and scaled to unit length over the samples that take part.
+
+        Dividing a column by its largest entry first changes nothing (Pearson's ρ has no scale), but
+        keeps values and gradients in range for a class whose probabilities would underflow.
+        """
+        if self.mask is None:
+            p = (self.log_ratio - self.log_ratio.detach().amax(0)).expm1()
+            return _unit(p - p.mean(0), 0, self.rounding.square().sum())
+        out, count = ~self.mask.unsqueeze(-1), self.mask.sum().clamp(min=1)
+        highest = self.log_ratio.detach().masked_fill(out, -1e30).amax(0)
+        p = (self.log_ratio - highest).masked_fill(out, 0.0).expm1()
+        squares = self.rounding.square().masked_fill(out, 0.0).sum()
+        return _unit((p - p.sum(0) / count).masked_fill(out, 0.0), 0, squares)
 
 
-def _unit_columns(log_p: Tensor, mask: Tensor | None) -> Tensor:
-    """The columns, centred and scaled to unit length over the samples that take part.
-
-    Dividing a column by its largest entry first changes nothing (Pearson's ρ has no scale), but
-    keeps values and gradients in range for a class whose probabilities would underflow.
-    """
-    if mask is None:
-        p = (log_p - log_p.detach().amax(0)).exp()
-        return _unit(p - p.mean(0), 0, len(p), size=1.0)
-    out, count = ~mask.unsqueeze(-1), mask.sum().clamp(min=1)
-    p = (log_p - log_p.detach().masked_fill(out, -1e30).amax(0)).masked_fill(out, -torch.inf).exp()
-    return _unit((p - p.sum(0) / count).masked_fill(out, 0.0), 0, count, size=1.0)
-
-
-def _unit(centred: Tensor, dim: int, count: int | Tensor, size: float) -> Tensor:
-    """``centred`` divided by its length along ``dim``; 0 where that is rounding error.
-
-    ``count`` entries of about ``size`` were centred, each with a relative error of a few eps.
-    """
+def _unit(centred: Tensor, dim: int, rounding: Tensor) -> Tensor:
+    """``centred`` divided by its length along ``dim``; 0 where its square is rounding error."""
     square = centred.square().sum(dim, keepdim=True)
-    constant = square <= count * (8 * torch.finfo(square.dtype).eps * size) ** 2
-    return centred * square.masked_fill(constant, torch.inf).rsqrt()
+    return centred * square.masked_fill(square <= rounding, torch.inf).rsqrt()
 
 
 def ttm_loss(
@@ -339,7 +372,7 @@ def ttm_loss(
     arXiv:2402.11148. Lesson 01 compares it.
     """
     check_reduction(reduction)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     check_pair(student, teacher)
     student, teacher = prepare(student, teacher, None)
     values = kl_divergence(

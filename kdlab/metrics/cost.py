@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import tempfile
 import time
 import weakref
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -22,8 +21,15 @@ from torch.utils._pytree import tree_leaves
 from kdlab.losses.checks import check_kind
 from kdlab.metrics.energy import Meter, find_meter
 from kdlab.models import count_parameters
-from kdlab.models.modes import counting_flops, device_of, evaluating
+from kdlab.models.modes import (
+    check_initialised,
+    counting_flops,
+    device_of,
+    evaluating,
+    uncompiled,
+)
 
+PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 WARM_UP = 5  # forwards that are not timed
 CALLABLE = "a module or a function; load_teacher gives a pair: teacher, card = load_teacher(data)"
 
@@ -36,7 +42,9 @@ class Cost:
         parameters: how many numbers were learned, zeros included: a mask saves none of them.
         bytes: of the file: what `file` weighs, or the model's state as safetensors.
         flops: of one sample, as PyTorch's counter counts them: a multiplication and an addition
-            are two; convolutions, matrix products and attention count, all else does not.
+            are two; convolutions, matrix products and attention count, all else does not. None
+            with weights that are complex, packed or tensors of another kind (torchao), of which
+            the counter knows nothing.
         latency_ms: median time of one forward of the whole batch, in milliseconds.
         latency_low_ms: the lower quartile.
         latency_high_ms: the upper quartile; a wide gap means that something else was running.
@@ -103,8 +111,8 @@ def cost(
             that can be called with the example, such as an exported file's session. Of the latter
             FLOPs and memory are not known; its parameters and threads are, if it has whole numbers
             of these names.
-        example: inputs ``[B, ...]``. Latency is that of the whole batch, FLOPs and energy are of
-            one sample.
+        example: inputs ``[B, ...]``, which are given in the dtype of the module's weights. Latency
+            is that of the whole batch, FLOPs and energy are of one sample.
         file: what is shipped, if it exists; its size is the answer. Else the size of the model's
             state as safetensors is.
         runs: how many forwards are timed, after five that are not.
@@ -114,24 +122,31 @@ def cost(
             times the median latency, nothing else.
 
     Raises:
-        ValueError: a model that cannot be called; an example that is no tensor, or empty; fewer
-            than three runs; a number of threads, seconds or watts that is not positive.
+        ValueError: a model that cannot be called, whose forward fails on the example, or that has
+            lazy layers without weights; an example that is no tensor, or empty; fewer than three
+            runs; a number of threads, seconds or watts that is not positive.
         OSError: a `file` that is not there.
     """
     check_kind("model", model, Callable, CALLABLE)
     _check(example, runs, seconds, threads, watts)
-    module = model if isinstance(model, nn.Module) else None
-    device = device_of(module) if module else torch.device("cpu")
+    module = uncompiled(model) if isinstance(model, nn.Module) else None
+    device = torch.device("cpu") if module is None else device_of(module)
     example = example.to(device).clone()  # a slice would be weighed with all it was cut from
+    if module is not None:
+        check_initialised(module)
+        floats = (p.dtype for p in module.parameters() if p.is_floating_point())
+        if example.is_floating_point():
+            example = example.to(next(floats, example.dtype))
+    plain = module is not None and _is_plain(module)
     own_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads or own_threads)
-        with evaluating(module) if module else nullcontext(), torch.no_grad():
+        with nullcontext() if module is None else evaluating(module), torch.no_grad():
             used = _number(model, "threads") or torch.get_num_threads()
             meter = find_meter(device)
             times, joules = _timed(model, example, device, runs, seconds, meter)
-            flops = _flops(module, example) if module else None
-            memory = _memory(module, example, device) if module else None
+            flops = _flops(module, example) if module is not None and plain else None
+            memory = None if module is None else _memory(module, example, device)
     finally:
         torch.set_num_threads(own_threads)
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
@@ -139,8 +154,8 @@ def cost(
     if joules is None and watts is not None:
         joules, source = watts * median, f"estimate: {watts:g} W while it computes"
     return Cost(
-        parameters=count_parameters(module) if module else _number(model, "parameters"),
-        bytes=Path(file).stat().st_size if file else _stored_bytes(module) if module else None,
+        parameters=_number(model, "parameters") if module is None else _parameters(module),
+        bytes=Path(file).stat().st_size if file else _stored_bytes(module),
         flops=flops,
         latency_ms=1e3 * median,
         latency_low_ms=1e3 * low,
@@ -178,7 +193,7 @@ def _timed(
 ) -> tuple[list[float], float | None]:
     """Seconds of each forward, and joules of one if there is a meter."""
     for _ in range(WARM_UP):
-        model(example)
+        _try(model, example)
     _wait(device)
     times: list[float] = []
     before = meter.joules() if meter else 0.0
@@ -203,11 +218,54 @@ def _flops(model: nn.Module, example: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def _stored_bytes(model: nn.Module) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        save_model(model, str(path))
-        return path.stat().st_size
+def _try(model: Callable[[Tensor], Any], example: Tensor) -> None:
+    try:
+        model(example)
+    except ValueError:
+        raise  # of a model that says itself what it expects
+    except Exception as error:
+        raise ValueError(
+            f"model: got an example of shape {list(example.shape)} and {example.dtype} with which "
+            f"its forward fails ({type(error).__name__}: {error}), expected one that it takes; try "
+            "model(example) by itself"
+        ) from error
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether all weights are real tensors, whose operations PyTorch's counter knows."""
+    return all(type(v) in PLAIN and not v.is_complex() for v in _state(module).values())
+
+
+def _parameters(module: nn.Module) -> int | None:
+    """None where weights are hidden in packed objects."""
+    hidden = any(not isinstance(value, Tensor) for value in _state(module).values())
+    return None if hidden else count_parameters(module)
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    """What a module keeps, without what it gives by ``get_extra_state``."""
+    state = module.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if not name.endswith("_extra_state")}
+
+
+def _stored_bytes(module: nn.Module | None) -> int | None:
+    """As safetensors, where a weight of two names is stored once; None where it cannot be."""
+    if module is None:
+        return None
+    stored: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in _state(module).items():
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if not isinstance(value, Tensor):
+            return None
+        inner = value.__tensor_flatten__()[0] if hasattr(value, "__tensor_flatten__") else None
+        parts = (
+            {name: value} if inner is None else {f"{name}.{n}": getattr(value, n) for n in inner}
+        )
+        stored |= {n: part.detach().contiguous() for n, part in parts.items()}
+    return len(save({name: tensor.clone() for name, tensor in stored.items()}))
 
 
 def _memory(model: nn.Module, example: Tensor, device: torch.device) -> int | None:

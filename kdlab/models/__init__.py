@@ -6,8 +6,9 @@ from kdlab.models.exits import EarlyExits, ExitHead, exit_heads, with_exits
 from kdlab.models.inheritance import Inheritance, inherit
 from kdlab.models.mlp import MLP
 from kdlab.models.outputs import WithOutput, logits_of
+from kdlab.models.positions import TapPath, paths, preactivation
 from kdlab.models.registry import available, build, build_for, count_parameters
-from kdlab.models.taps import TapPath, Taps, paths
+from kdlab.models.taps import Taps
 
 __all__ = [
     "MLP",
@@ -28,5 +29,6 @@ __all__ = [
     "logits_of",
     "multi_scale",
     "paths",
+    "preactivation",
     "with_exits",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
 
 import torch
@@ -26,9 +26,9 @@ class Channels:
     Args:
         model: any module; it runs once, in eval mode without gradients, and stays as it was.
         example: inputs for that forward, on the model's device.
-        modes: for cutting channels out: values of ``training`` in which the forward is followed
-            (statistics move in train mode). Then blocks of one size are tied (see `Flow`), and what
-            no forward reads is fixed. Empty: one forward in eval mode, and blocks are fixed.
+        modes: values of ``training`` in which the forward is followed (statistics move in train
+            mode); then what no forward reads is fixed. Empty: one forward in eval mode.
+        tied: see `Flow`.
 
     Attributes:
         tensors: parameters and buffers by their dotted names.
@@ -38,10 +38,20 @@ class Channels:
         writers: the (name, axis) whose positions are filters: each writes one channel.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, *, modes: Sequence[bool] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        *,
+        modes: Sequence[bool] = (),
+        tied: bool = False,
+    ) -> None:
         state = model.state_dict(keep_vars=True)
         self.tensors = {name: t for name, t in state.items() if isinstance(t, Tensor)}
-        flow = _follow(model, self.tensors.values(), example, modes)
+        flow = _follow(model, Flow(self.tensors.values(), tied=tied), example, modes)
+        if modes:
+            unread = [tensor for tensor in self.tensors.values() if id(tensor) not in flow.read]
+            flow.fix_all(unread, "no forward reads it")
         born = {name: flow.born[id(tensor)] for name, tensor in self.tensors.items()}
         united = {name: [flow.find(line) for line in lines] for name, lines in born.items()}
         axes: defaultdict[int, list[int]] = defaultdict(list)
@@ -81,11 +91,7 @@ class Channels:
         return list(dict.fromkeys(self._group_of[number] for number in line.tolist()))
 
 
-def _follow(
-    model: nn.Module, tensors: Iterable[Tensor], example: Tensor, modes: Sequence[bool]
-) -> Flow:
-    weights = list(tensors)
-    flow = Flow(weights, tied=bool(modes))
+def _follow(model: nn.Module, flow: Flow, example: Tensor, modes: Sequence[bool]) -> Flow:
     with evaluating(model), torch.no_grad():
         for training in modes or (False,):
             if training:
@@ -96,9 +102,6 @@ def _follow(
             flow.fix_all(
                 output if known else vars(output), "the number of classes decides this size"
             )
-    if modes:
-        unread = [weight for weight in weights if id(weight) not in flow.read]
-        flow.fix_all(unread, "no forward reads it")
     return flow
 
 

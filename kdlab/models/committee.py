@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from kdlab.models.outputs import logits_of
 from kdlab.models.staged import Staged, conv_norm_relu, global_pool, initialise
 
 
@@ -33,7 +34,7 @@ class Committee(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The members' mean logits ``[B, C]``."""
-        logits = [member(inputs) for member in self.members]
+        logits = [logits_of(member(inputs), "members") for member in self.members]
         shapes = [list(answer.shape) for answer in logits]
         if any(shape != shapes[0] for shape in shapes):
             raise ValueError(

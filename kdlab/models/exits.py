@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.models.attention import mean_of_tokens
-from kdlab.models.modes import counting_flops, device_of, evaluating
+from kdlab.models.modes import counting_flops, device_of, evaluating, inputs_for, uncompiled
+from kdlab.models.outputs import logits_of
 from kdlab.models.staged import initialise
-from kdlab.models.taps import Taps, check_path, paths
+from kdlab.models.taps import Taps, channels_first, check_path, paths
 
 PLACES = 4  # a head shrinks a feature map to about 4x4, the last map of Zhang et al.'s ResNet-18
 SHRINK = 4  # inside, a head has a quarter of its outer channels
@@ -34,6 +35,8 @@ class ExitHead(nn.Module):
         shape: of the features, such as `(1, 8, 14, 14)`; the first entry does not matter.
         num_classes: C.
         width: size of the embedding `[B, width]`.
+        channels_first: the layer gives `[B, d, N]`, as a Conv1d does; `EarlyExits` then gives the
+            head `[B, N, d]`, for which it is made.
 
     Raises:
         ValueError: features of another rank.
@@ -43,8 +46,16 @@ class ExitHead(nn.Module):
     are ours. Derived in lesson 04.
     """
 
-    def __init__(self, shape: Sequence[int], num_classes: int, width: int) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int,
+        width: int,
+        *,
+        channels_first: bool = False,
+    ) -> None:
         super().__init__()
+        self.channels_first = channels_first
         build = HEADS.get(len(shape))
         if build is None:
             raise ValueError(
@@ -122,19 +133,23 @@ def exit_heads(
     """
     if not layers:
         raise ValueError('layers: none came, expected at least one, such as "stage1"')
-    device = device_of(model)
-    with evaluating(model), torch.no_grad(), Taps(model, layers) as taps:
-        classes = model(example.to(device)).shape[-1]
-        found = {path: taps[path].shape for path in layers}
+    example = inputs_for(model, example)
+    with uncompiled(), evaluating(model), torch.no_grad(), Taps(model, layers) as taps:
+        logits = logits_of(model(example))
+        found = {path: taps[path] for path in layers}
+    first = channels_first(model, layers, example)
+    classes, dtype = logits.shape[-1], torch.float64 if logits.dtype == torch.float64 else None
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    width = width or (linear[-1].in_features if linear else classes)
+    if width is None:
+        width = linear[-1].in_features if linear else classes
     heads = nn.ModuleList()
-    for path, shape in found.items():
+    for path, features in found.items():
+        shape = features.mT.shape if path in first else features.shape
         try:
-            heads.append(ExitHead(shape, classes, width))
+            heads.append(ExitHead(shape, classes, width, channels_first=path in first))
         except ValueError as error:
             raise ValueError(f"layers: {path!r}: {error}") from None
-    return heads.to(device)
+    return heads.to(example.device, dtype or torch.float32)
 
 
 class EarlyExits(nn.Module):
@@ -159,11 +174,11 @@ class EarlyExits(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits `[B, E, C]`."""
         mask = padding_mask(inputs)
-        with Taps(self.model, self.layers) as taps:
-            last = self.model(inputs)
+        with uncompiled(), Taps(self.model, self.layers) as taps:
+            last = logits_of(self.model(inputs))
             pairs = zip(self.layers, self.heads, strict=True)
-            early = [head(taps[path], mask) for path, head in pairs]
-        return torch.stack([*early, last], dim=1)
+            early = [head(_for_head(head, taps[path]), mask) for path, head in pairs]
+        return torch.stack([*early, last.to(early[0].dtype)], dim=1)
 
     @torch.no_grad()
     def answer(self, inputs: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -225,11 +240,12 @@ class EarlyExits(nn.Module):
         mask = padding_mask(inputs)
         with ExitStack() as stack:
             # Taps come first: a layer's hooks run in the order in which they were registered
+            stack.enter_context(uncompiled())
             taps = stack.enter_context(Taps(self.model, self.layers))
 
             def look(path: str, head: nn.Module) -> Callable[..., None]:
                 def hook(*_: Any) -> None:
-                    if enough(head(taps[path], mask)):
+                    if enough(head(_for_head(head, taps[path]), mask)):
                         raise _Enough
 
                 return hook
@@ -238,7 +254,11 @@ class EarlyExits(nn.Module):
                 layer = check_path(self.model, path)
                 stack.callback(layer.register_forward_hook(look(path, head)).remove)
             with suppress(_Enough):
-                enough(self.model(inputs))
+                enough(logits_of(self.model(inputs)))
+
+
+def _for_head(head: nn.Module, features: Tensor) -> Tensor:
+    return features.mT if getattr(head, "channels_first", False) else features
 
 
 class _Enough(Exception):

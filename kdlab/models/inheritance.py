@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from kdlab.models.blocks import BLOCKS, join, pair_layers, parts_of
 from kdlab.models.channels import IMPORTANCE, UNKNOWN, Channels
+from kdlab.models.modes import inputs_for, uncompiled
+from kdlab.models.taps import COMPILED
 from kdlab.words import check_known
 
 ADVICE = (
@@ -45,6 +47,7 @@ class Inheritance:
 
 
 @torch.no_grad()
+@uncompiled()
 def inherit(
     student: nn.Module,
     teacher: nn.Module,
@@ -102,7 +105,8 @@ def inherit(
     """
     check_known("importance", importance, IMPORTANCE)
     check_known("blocks", blocks, BLOCKS)
-    mine, theirs = (Channels(model, _on(example, model)) for model in (student, teacher))
+    student, teacher = (getattr(model, COMPILED, model) for model in (student, teacher))
+    mine, theirs = (Channels(model, inputs_for(model, example)) for model in (student, teacher))
     scores = IMPORTANCE[importance](theirs, teacher).cpu()
 
     def fits(path: str, source: str) -> bool:
@@ -220,7 +224,3 @@ def _layers(channels: Channels) -> dict[str, list[str]]:
 
 def _renamed(name: str, layer: str, source: str) -> str:
     return join(source, name.removeprefix(layer).removeprefix("."))
-
-
-def _on(example: Tensor, model: nn.Module) -> Tensor:
-    return example.to(next((p.device for p in model.parameters()), example.device))

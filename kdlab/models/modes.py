@@ -26,6 +26,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """What ``torch.compile`` was given, or the model itself."""
+    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        model = inner
+    return model
+
+
+def check_initialised(model: nn.Module) -> None:
+    """Raise ValueError for a lazy layer that has no weights yet."""
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(weight, nn.parameter.UninitializedTensorMixin):
+            raise ValueError(
+                f"model: got {name} without a shape, expected weights; run one forward first, "
+                "which initialises lazy layers"
+            )
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter; the CPU for a model that has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -72,11 +89,17 @@ def compiles(model: nn.Module) -> bool:
 
 @contextmanager
 def counting_flops() -> Iterator[FlopCounterMode]:
-    """PyTorch's counter, without oneDNN: that computes a whole LSTM in one uncounted operation."""
+    """PyTorch's counter, without what computes a whole layer in one operation that does not count.
+
+    That is oneDNN for an LSTM, and the fast path of ``nn.MultiheadAttention``.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
     set_flags = torch.backends.mkldnn.set_flags  # mkldnn.flags() also touches TF32, and warns
     enabled, *_ = set_flags(_enabled=False, _fp32_precision=None)
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         with FlopCounterMode(display=False) as counter:
             yield counter
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         set_flags(_enabled=enabled, _fp32_precision=None)

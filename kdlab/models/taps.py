@@ -1,6 +1,7 @@
 """Taps read the output or input of any inner layer, in any model, without changing the model."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,17 @@ from kdlab.words import nearest
 
 INPUT = ":input"
 COMPILED = "_orig_mod"  # under which torch.compile puts the module that it was given
+CHANNELS_FIRST = (  # layers that give [B, c, l] where they are given it
+    *(nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.SyncBatchNorm),
+    *(nn.GroupNorm, nn.LocalResponseNorm, nn.Dropout1d, nn.Unfold, nn.Upsample),
+    *(nn.MaxPool1d, nn.AvgPool1d, nn.LPPool1d, nn.MaxUnpool1d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
+    *(nn.ConstantPad1d, nn.ReflectionPad1d, nn.ReplicationPad1d, nn.CircularPad1d),
+)
+CHANNELS_LAST = (  # layers that give [B, N, d]
+    *(nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm, nn.Embedding),
+    *(nn.RNNBase, nn.MultiheadAttention),
+)
 MAIN = ("last_hidden_state", "logits")  # what counts in an output with named parts, before others
 
 
@@ -209,9 +221,7 @@ def check_path(
     return found
 
 
-def untappable(
-    model: nn.Module, path: str, known: Mapping[str, nn.Module] | None = None
-) -> str:
+def untappable(model: nn.Module, path: str, known: Mapping[str, nn.Module] | None = None) -> str:
     """Why hooks on a layer would see nothing, in words; "" for a layer that can be tapped."""
     known = modules_of(model) if known is None else known
     names = _as_written(path.removesuffix(INPUT)).split(".")
@@ -280,7 +290,7 @@ def _lost(taps: Taps, path: str) -> str:
 def _trains_below(model: nn.Module, path: str) -> bool:
     """Whether the layer, or one that is defined before it, has a trainable parameter."""
     name = _as_written(path.removesuffix(INPUT))
-    below = []
+    below: list[bool] = []
     for other, module in {"": model, **modules_of(model)}.items():
         inside = other == name or other.startswith(f"{name}.")
         if below and below[-1] and not inside:
@@ -306,6 +316,58 @@ def last_outputs(
     with uncompiled(), Taps(model, reached) as taps, evaluating(model), torch.no_grad():
         model(inputs_for(model, example))
     return {path: read.tensor for path, read in taps._kept.items()}
+
+
+def channels_first(model: nn.Module, paths: Iterable[str], example: Tensor) -> frozenset[str]:
+    """Those paths that give ``[B, c, l]``, channels first; others of three dimensions are tokens.
+
+    The shape cannot tell, so the layers do: channels come first where the last layer that ran
+    before the tensor was read, and whose kind shows it, is one of a Conv1d's (convolution, batch
+    or group norm, pooling, padding along one axis: `CHANNELS_FIRST`) and gave that very shape.
+    After a Linear, LayerNorm, LSTM or attention (`CHANNELS_LAST`), or a transposition, channels
+    come last.
+
+    Args:
+        model: any module; run once on ``example``, in eval mode without gradients.
+        paths: that can be tapped.
+        example: inputs ``[B, ...]``.
+    """
+    known, found = modules_of(model), set[str]()
+    last: list[torch.Size | None] = [None]
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        shape = _shape(output)
+        last[0] = shape if isinstance(module, CHANNELS_FIRST) else None
+
+    def compare(path: str, value: Any) -> None:
+        shape = _shape(value)
+        is_first = shape is not None and len(shape) == 3 and shape == last[0]
+        (found.add if is_first else found.discard)(path)
+
+    kinds = (*CHANNELS_FIRST, *CHANNELS_LAST)
+    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, kinds)]
+    for path in paths:
+        layer = check_path(model, path, known=known)
+        if path.endswith(INPUT):
+            hook = partial(
+                lambda path, _, args, kwargs: compare(path, (*args, *kwargs.values())), path
+            )
+            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        else:
+            see = partial(lambda path, _, args, output: compare(path, output), path)
+            handles.append(layer.register_forward_hook(see))
+    try:
+        with uncompiled(), evaluating(model), torch.no_grad():
+            model(inputs_for(model, example))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return frozenset(found)
+
+
+def _shape(value: Any) -> torch.Size | None:
+    tensor = _first_tensor(value)
+    return None if tensor is None else tensor.shape
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:

@@ -14,7 +14,7 @@ from kdlab.models import Taps, WithOutput
 from kdlab.models.outputs import Output
 from kdlab.training.batches import Batches, autocast
 from kdlab.training.distributed import ALONE, Alone
-from kdlab.training.predict import Forward, predict, visiting
+from kdlab.training.predict import Forward, visiting
 from kdlab.training.teacher_outputs import TeacherOutputs
 
 Ask = Callable[[Tensor, Tensor, int], Outputs | None]
@@ -114,8 +114,8 @@ def choose_asker(
     """Return how ``fit`` asks the teacher: the cheapest way that this method and these views allow.
 
     Raises:
-        ValueError: a teacher that answers with NaN or infinity, cached outputs of another teacher
-            or data set, or cached outputs for a method that reads more than logits.
+        ValueError: cached outputs of another teacher or data set, or cached outputs for a method
+            that reads more than logits.
     """
     if distiller is None or teacher is None:
         return no_teacher
@@ -136,9 +136,6 @@ def choose_asker(
     gradients = distiller.needs_input_gradients
     live = LiveTeacher(teacher, distiller.teacher_taps, precision, gradients, output)
     stack.callback(live.close)
-    first = predict(teacher, data.train.x[:64], device=device, output=output)
-    if not torch.isfinite(first).all():
-        raise ValueError("teacher: its logits hold NaN or infinity; was it trained well?")
     if views is None or gradients:
         return live
     if RememberedTeacher.size(live, batches, views) > REMEMBERED_BYTES:

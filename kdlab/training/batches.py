@@ -13,11 +13,17 @@ from kdlab.training.predict import channels_last
 class Batches:
     """Training images (or token numbers) and labels resident on the device, read by index.
 
-    ``size`` is the usual number of samples in a batch.
+    ``size`` is the usual number of samples in a batch, ``class_weights`` ``[C]`` says by how much
+    each label counts.
     """
 
     def __init__(
-        self, split: Split, augment: Augmentation | None, device: torch.device, size: int = 1
+        self,
+        split: Split,
+        augment: Augmentation | None,
+        device: torch.device,
+        size: int = 1,
+        class_weights: Tensor | None = None,
     ) -> None:
         # rows of a [N, h, w, c] tensor, permuted, are channels-last batches at the cost of a gather
         self.are_images = split.x.dim() == 4
@@ -25,6 +31,9 @@ class Batches:
         self.rows = rows.contiguous().to(device)
         self.labels = split.y.to(device)
         self.label_weights = (self.labels >= 0).float()  # by which a mean over labels counts each
+        self.class_weights = None if class_weights is None else class_weights.to(device)
+        if self.class_weights is not None:
+            self.label_weights *= self.class_weights[self.labels.clamp(min=0)]
         self.size = size
         self.augment = augment
 

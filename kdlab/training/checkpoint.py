@@ -7,18 +7,23 @@ import io
 import os
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from kdlab.files import atomic_write
+from kdlab.training.identity import differences
+
+FORMAT = 2  # another number, whenever a checkpoint or an identity holds other things than before
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     """Write ``state`` atomically: killed at any moment, the file is the old one or the new one."""
     buffer = io.BytesIO()  # torch.save calls a full disk a RuntimeError; Python, an OSError
-    torch.save(state, buffer)
+    torch.save({"format": FORMAT, **state}, buffer)
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
@@ -29,28 +34,57 @@ def load_checkpoint(path: str | os.PathLike[str], identity: dict[str, Any]) -> d
     Nothing is unpickled but tensors and plain values.
 
     Raises:
-        ValueError: the file is damaged, or it is another run's; the message says which settings
-            differ and what to do.
+        ValueError: the file is damaged, another version of kdlab wrote it, or it is another run's;
+            the message says which settings differ and what to do.
     """
     file = Path(path)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-        stored = state["identity"]
+        stored = dict(state["identity"])
     except Exception as error:
         raise ValueError(
             f"checkpoint: {file.name} is damaged or no checkpoint of kdlab "
             f"({type(error).__name__}); delete it to start anew"
         ) from error
-    differing = [name for name in identity if stored.get(name) != identity[name]]
+    if state.get("format") != FORMAT:
+        raise ValueError(
+            f"checkpoint: {file.name} was written by another version of kdlab (format "
+            f"{state.get('format', 1)}, expected {FORMAT}); go on with that version, or delete the "
+            "file to start anew"
+        )
+    names = [name for name in {**stored, **identity} if identity]
+    differing = [name for name in names if stored.get(name) != identity.get(name)]
     if differing:
         listing = "; ".join(
-            f"{n}: {stored.get(n)!r} stored, {identity[n]!r} now" for n in differing
+            f"{name}: {differences(stored.get(name), identity.get(name))}" for name in differing
         )
         raise ValueError(
             f"checkpoint: {file.name} belongs to another run ({listing}); "
             "use the same settings to continue, or another path to start anew"
         )
     return state
+
+
+def check_storable(states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError that names the entry of a state that a checkpoint could not give back.
+
+    Checkpoints are read without unpickling objects: only tensors and plain values come back.
+    """
+    for part, state in states.items():
+        for name, value in state.items():
+            if type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided:
+                continue
+            buffer = io.BytesIO()
+            try:
+                torch.save(value, buffer)
+                buffer.seek(0)
+                torch.load(buffer, weights_only=True)
+            except Exception as error:
+                raise ValueError(
+                    f"checkpoint: got a {type(value).__name__} as {name!r} in the state of the "
+                    f"{part}, expected tensors and plain values, as files are read without "
+                    "unpickling objects; return such from get_extra_state, or leave checkpoint=None"
+                ) from error
 
 
 def check_writable(path: Path) -> None:

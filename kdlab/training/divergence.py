@@ -33,17 +33,16 @@ class LastGood:
             for part, module in modules.items()
             for own in (module.named_parameters, module.named_buffers)
             for name, tensor in own()
-            if tensor.is_floating_point()
         }
-        held = self._finite()
-        self.tensors = {n: t for (n, t), ok in zip(self.tensors.items(), held, strict=True) if ok}
+        self.spoilt = set(self._not_finite())
         self.values = self._copy()
 
-    def _finite(self) -> list[bool]:
-        if not self.tensors:
+    def _not_finite(self) -> list[str]:
+        floating = [name for name, tensor in self.tensors.items() if tensor.is_floating_point()]
+        if not floating:
             return []
-        flags = [tensor.detach().isfinite().all() for tensor in self.tensors.values()]
-        return torch.stack(flags).tolist()
+        flags = torch.stack([self.tensors[name].detach().isfinite().all() for name in floating])
+        return [name for name, ok in zip(floating, flags.tolist(), strict=True) if not ok]
 
     def _copy(self) -> list[Tensor]:
         return [tensor.detach().clone() for tensor in self.tensors.values()]
@@ -60,7 +59,7 @@ class LastGood:
             Diverged: names the epoch, the term and the likely cause.
         """
         bad = [f"the term {name!r} became {x}" for name, x in terms.items() if not math.isfinite(x)]
-        weights = [name for name, ok in zip(self.tensors, self._finite(), strict=True) if not ok]
+        weights = [name for name in self._not_finite() if name not in self.spoilt]
         if not bad and not weights:
             self.values, self.epoch = self._copy(), epoch
             return

@@ -20,6 +20,7 @@ from kdlab.datasets import Data
 from kdlab.datasets.views import Augmentation
 from kdlab.distillers import Distiller
 from kdlab.losses.checks import check_kind, check_positive, unchecked_values
+from kdlab.losses.labels import check_class_weights
 from kdlab.metrics import accuracy, negative_log_likelihood
 from kdlab.models import WithOutput
 from kdlab.models.modes import device_of
@@ -36,6 +37,7 @@ from kdlab.training.device import (
 from kdlab.training.distributed import Alone, Ranks, join
 from kdlab.training.divergence import LastGood
 from kdlab.training.history import History, Run
+from kdlab.training.identity import describe, describe_trained, fingerprint
 from kdlab.training.interrupt import Stop
 from kdlab.training.predict import Forward, visiting
 from kdlab.training.progress import Progress
@@ -43,7 +45,7 @@ from kdlab.training.rehearsal import SAMPLES, check_outputs, check_shared, rehea
 from kdlab.training.shared_step import SharedStep
 from kdlab.training.state import State
 from kdlab.training.step import Step
-from kdlab.training.teacher_outputs import TeacherOutputs, fingerprint
+from kdlab.training.teacher_outputs import TeacherOutputs
 from kdlab.words import check_known
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -226,6 +228,7 @@ def fit(
     check_budget(epochs, batch_size, lr, optimizer, weight_decay, seed)
     drops = check_schedule(schedule, milestones, lr_decay, warm_up, int(epochs))
     _check_options(clip, micro_batch, output)
+    weights = _class_weights(class_weights, data)
     teacher = _check(model, data, distiller, teacher, augment, views, compile)
     ranks, target = join(pick_device(device))
     dtype = pick_precision(precision, target)
@@ -253,12 +256,12 @@ def fit(
         stack.enter_context(unchecked_values())
         seed_generators(plan.seed, target)
         stack.callback(lambda: model.to(home).eval())
-        batches = Batches(data.train, augment, target, size)
+        batches = Batches(data.train, augment, target, size, weights)
         modules = {"model": model.to(target)}
         first = data.train.x[: min(size, SAMPLES)]
         check_outputs(Forward(model, output), first, data.num_classes, target)
         if teacher is not None:
-            check_outputs(Forward(teacher, output, "teacher"), first, None, target)
+            check_outputs(Forward(teacher, output, "teacher"), data.train.x[:64], None, target)
         if distiller is not None:
             with torch.no_grad(), visiting(model, target), visiting(teacher, target):
                 distiller.prepare(model, teacher, data.train)
@@ -269,7 +272,10 @@ def fit(
         if checkpoint is not None or ranks.size > 1:
             identity = asdict(plan) | _identity(model, data, distiller, teacher)
             identity |= {"optimizer": optimizer, "weight_decay": weight_decay}
-            identity |= {"augment": repr(augment)}
+            identity |= {"augment": describe(augment, "augment"), "clip": clip}
+            identity |= {"output": describe(output, "output"), "micro_batch": micro_batch}
+            identity |= {"class_weights": None if weights is None else weights.tolist()}
+            identity |= {"update_frozen_norms": update_frozen_norms}
         ranks.check(size, identity, distiller)
         update = OPTIMIZERS[optimizer](
             [p for module in modules.values() for p in module.parameters() if p.requires_grad],
@@ -437,6 +443,20 @@ def _check_options(clip: float | None, micro_batch: int | None, output: Output |
         )
 
 
+def _class_weights(given: Sequence[float] | Tensor | None, data: Data) -> Tensor | None:
+    if given is None:
+        return None
+    try:
+        weights = torch.as_tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"class_weights: got {given!r:.80}, expected {data.num_classes} numbers, one for each "
+            "class"
+        ) from error
+    check_class_weights(weights, data.num_classes)
+    return weights
+
+
 def _check_count(name: str, value: int, least: int) -> None:
     if (
         isinstance(value, bool)
@@ -464,6 +484,11 @@ def _check(
         Distiller | None,
         "a method such as SoftTargets(), not the class, not a name; None for the labels alone",
     )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "model: got no parameter that requires gradients, expected some to train; "
+            "model.requires_grad_() unfreezes all of them"
+        )
     if views is not None:
         _check_count("views", views, 1)
     if views and views > 1 and augment is None:
@@ -509,11 +534,10 @@ def _check(
 def _identity(
     model: nn.Module, data: Data, distiller: Distiller | None, teacher: nn.Module | None
 ) -> dict[str, Any]:
-    shapes = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
     return {
-        "model": f"{type(model).__name__} {shapes}",
+        **describe_trained(model, "model"),
+        **describe_trained(distiller, "distiller", model),
         "data": data.fingerprint,
-        "distiller": repr(distiller),
         "teacher": fingerprint(teacher) if teacher is not None else None,
     }
 

@@ -47,16 +47,15 @@ class Forward:
         """Return the logits ``[B, C]`` of ``inputs`` ``[B, ...]``, float64 if the model is."""
         if inputs.is_floating_point() and self.dtype is not None:
             inputs = inputs.to(self.dtype)
-        if self.contiguous:
-            returned = self.call(inputs.contiguous())
-        else:
+        if not self.contiguous:
             try:
                 returned = self.call(channels_last(inputs))
             except RuntimeError as error:
-                if "view size is not compatible" not in str(error) or inputs.dim() != 4:
+                if "view size is not compatible" not in str(error):
                     raise
                 self.contiguous = True
-                returned = self.call(inputs.contiguous())
+        if self.contiguous:
+            returned = self.call(_in_order(inputs, torch.contiguous_format))
         if self.output is not None:
             returned = self.output(returned)
         logits = logits_of(returned, self.who)
@@ -154,8 +153,12 @@ def channels_last(images: Tensor) -> Tensor:
     """Return 4-D images in the memory order in which convolutions are fastest."""
     if images.dim() != 4 or images.stride(1) == 1:
         return images
-    # not .contiguous(): it leaves images of one channel as they are, in the strides of the slow way
-    return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
+    return _in_order(images, torch.channels_last)
+
+
+def _in_order(images: Tensor, order: torch.memory_format) -> Tensor:
+    # not .contiguous(): it leaves images of one channel as they are, in the strides of either way
+    return torch.empty_like(images, memory_format=order).copy_(images)
 
 
 @contextmanager

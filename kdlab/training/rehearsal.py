@@ -63,6 +63,8 @@ def rehearse(step: Step, count: int, classes: int, device: torch.device) -> None
         with restored(step.trained, device):
             step.train()
             _try(step, index, classes)
+    except torch.OutOfMemoryError:
+        pass  # the step itself knows what to do
     finally:
         step.forward.call = call
         step.optimizer.zero_grad(set_to_none=True)

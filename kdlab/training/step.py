@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from kdlab.distillers import Distiller, Outputs
-from kdlab.losses import hard_label_loss
 from kdlab.models import Taps
 from kdlab.models.outputs import Output
 from kdlab.training.asking import Ask
@@ -161,7 +160,7 @@ class Step:
         """Return the terms of a batch whose answers are there."""
         targets = self.batches.labels[index]
         if self.distiller is None:
-            return {"hard": hard_label_loss(student.logits, targets)}
+            return {"hard": student.label_loss(targets)}
         terms = self.distiller(student, teacher, targets)
         if not terms:
             raise ValueError(
@@ -177,7 +176,7 @@ class Step:
         with autocast(images.device, self.precision):
             logits = self.call_model(images)
         taps = {name: self.taps[name] for name in self.taps}
-        return Outputs(logits, taps, images, index, progress)
+        return Outputs(logits, taps, images, index, progress, self.batches.class_weights)
 
     def call_model(self, images: Tensor) -> Tensor:
         """Return the student's logits."""

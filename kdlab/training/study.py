@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdlab.datasets import Data, Split
 from kdlab.distillers import Distiller
+from kdlab.distillers.class_mapping import ClassMapping
 from kdlab.metrics import evaluate
 from kdlab.training.device import pick_device
 from kdlab.training.distributed import Alone, join
@@ -158,7 +159,7 @@ def _ask_each_teacher_once(lines: dict[str, Line]) -> dict[str, Line]:
             place = (id(line.teacher), id(line.data.test.x))
             if place not in tested:
                 tested[place] = ranks.predict(teacher, line.data.test.x, device=device)
-            line = replace(line, answers=tested[place])
+            line = replace(line, answers=_as_told(line.distiller, tested[place]))
             place = (id(line.teacher), id(line.data))
             if _asks_for_logits(line) and line.options.get("augment") is None:
                 if place not in trained:
@@ -168,6 +169,14 @@ def _ask_each_teacher_once(lines: dict[str, Line]) -> dict[str, Line]:
                 line = replace(line, outputs=trained[place])
         result[name] = line
     return result
+
+
+def _as_told(distiller: Distiller | None, answers: Tensor) -> Tensor:
+    """Return the teacher's logits about the classes of the student."""
+    for part in [] if distiller is None else distiller.modules():
+        if isinstance(part, ClassMapping):
+            return part.map(answers)
+    return answers
 
 
 def _asks_for_logits(line: Line) -> bool:

@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +22,7 @@ from kdlab.files import atomic_write
 from kdlab.losses.checks import check_count
 from kdlab.training.device import pick_device
 from kdlab.training.distributed import ALONE, Alone, join
+from kdlab.training.identity import describe, fingerprint
 
 
 class TeacherOutputs:
@@ -33,12 +36,21 @@ class TeacherOutputs:
         below: ``[K, N, C]`` float16, each logit minus its row's largest.
         peak: ``[K, N, 1]`` float32, the largest logit of each row.
         key: fingerprints of teacher, data and augmentation, and the number of views.
+        unnamed: what in teacher and augmentation has no stable name, such as a lambda; with it the
+            cache serves this process alone and cannot be saved.
     """
 
-    def __init__(self, below: Tensor, peak: Tensor, key: dict[str, str]) -> None:
+    def __init__(
+        self,
+        below: Tensor,
+        peak: Tensor,
+        key: dict[str, str],
+        unnamed: Sequence[Any] = (),
+    ) -> None:
         self.below = below
         self.peak = peak
         self.key = key
+        self.unnamed = tuple(unnamed)
 
     @classmethod
     def build(
@@ -72,12 +84,13 @@ class TeacherOutputs:
             largest = logits.amax(dim=-1, keepdim=True)
             peak.append(largest)
             below.append((logits - largest).clamp_(min=-6e4).half())
-        key = cache_key(teacher, data, augment, views)
-        return cls(torch.stack(below), torch.stack(peak), key)
+        unnamed: list[Any] = []
+        key = cache_key(teacher, data, augment, views, unnamed)
+        return cls(torch.stack(below), torch.stack(peak), key, unnamed)
 
     def to(self, device: torch.device) -> TeacherOutputs:
         """Return the same cache on ``device``."""
-        return TeacherOutputs(self.below.to(device), self.peak.to(device), self.key)
+        return TeacherOutputs(self.below.to(device), self.peak.to(device), self.key, self.unnamed)
 
     def __call__(self, index: Tensor, view: int) -> Tensor:
         """Return the logits ``[B, C]`` float32 of the images ``index`` in view ``view``."""
@@ -88,10 +101,13 @@ class TeacherOutputs:
         self, teacher: nn.Module, data: Data, augment: Augmentation | None, views: int
     ) -> None:
         """Raise ValueError if this cache was made from anything else."""
-        self._compare(cache_key(teacher, data, augment, views))
+        unnamed: list[Any] = []
+        self._compare(cache_key(teacher, data, augment, views, unnamed), unnamed)
 
-    def _compare(self, wanted: dict[str, str]) -> None:
+    def _compare(self, wanted: dict[str, str], unnamed: Sequence[Any] = ()) -> None:
         differing = [name for name in wanted if self.key.get(name) != wanted[name]]
+        if not differing and [*map(id, unnamed)] != [*map(id, self.unnamed)]:
+            differing = ["function without a name (a lambda, or an object of the same kind)"]
         if differing:
             others = " and another ".join(differing)
             raise ValueError(
@@ -100,7 +116,14 @@ class TeacherOutputs:
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the cache atomically as safetensors, its key in the header."""
+        """Write the cache atomically as safetensors, its key in the header.
+
+        Raises:
+            ValueError: teacher or augmentation hold a function without a stable name, by which no
+                other process could know the file again.
+        """
+        for each in self.unnamed:
+            describe(each, "teacher_outputs")
         tensors = {"below": self.below.cpu(), "peak": self.peak.cpu()}
         with atomic_write(path) as temporary:
             temporary.write_bytes(save(tensors, metadata={"key": json.dumps(self.key)}))
@@ -144,28 +167,24 @@ def cache_bytes(samples: int, classes: int, views: int = 1) -> int:
 
 
 def cache_key(
-    teacher: nn.Module, data: Data, augment: Augmentation | None, views: int
+    teacher: nn.Module,
+    data: Data,
+    augment: Augmentation | None,
+    views: int,
+    unnamed: list[Any] | None = None,
 ) -> dict[str, str]:
-    """Return what a cache of teacher outputs depends on, as short text by name."""
+    """Return what a cache of teacher outputs depends on, as short text by name.
+
+    Raises:
+        ValueError: teacher or augmentation hold a function without a stable name and no list
+            ``unnamed`` came to gather it in.
+    """
     return {
-        "teacher": fingerprint(teacher),
+        "teacher": fingerprint(teacher, unnamed=unnamed),
         "data set": data.fingerprint,
-        "augmentation": repr(augment),
+        "augmentation": describe(augment, "augment", unnamed),
         "number of views": str(views),
     }
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Return 16 hex digits of a hash over what the model prints and all its weights and buffers.
-
-    What it prints tells apart two models of equal weights and other activations.
-    """
-    digest = hashlib.sha256(repr(model).encode())
-    for name, tensor in model.state_dict().items():
-        array = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}{tuple(array.shape)}{array.dtype}".encode())
-        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def stored_teacher_outputs(

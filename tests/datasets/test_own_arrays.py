@@ -3,6 +3,7 @@
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -100,9 +101,19 @@ BAD = {
     "x_test has 12 images, but y_test has 60": {"y_test": Y},
     r"x_test has images of \[7, 7, 3\]": {"x_test": X[:12, :7]},
     r"x_test has images of \[8, 7, 1\]": {"x_test": X[:12, ..., 0]},
-    "y_train has dtype float64": {"y_train": Y.astype(float)},
-    r"y_train has shape \[60, 3\]": {"y_train": np.eye(3)[Y]},
-    "y_train must hold labels from 0 to 2 .* got -1 to 2": {"y_train": np.where(Y, Y, -1)},
+    "y_train has dtype float64 and .* no whole numbers, such as 0.5": {"y_train": Y + 0.5},
+    "y_train has dtype float64 and .* such as inf": {"y_train": np.where(Y, Y, np.inf)},
+    "y_train has dtype complex": {"y_train": Y + 0j},
+    "y_train has dtype <U": {"y_train": Y.astype(str)},
+    "y_train has dtype object": {"y_train": np.array(["a", None, *Y[2:]], object)},
+    r"y_train has shape \[60, 3\].*argmax": {"y_train": np.eye(3)[Y]},
+    "y_train must hold labels from 0 to 2 .*or -1.* got -2 to 2": {"y_train": np.where(Y, Y, -2)},
+    "y_train must tell at least 2 classes apart, got 0": {"y_train": Y * 0 - 1},
+    "y_test must hold .*got -1 to 2; it is measured": {"y_test": np.where(Y, Y, -1)[:12]},
+    "y_val must hold .*got -1 to 2; it is measured": {"x_val": X, "y_val": np.where(Y, Y, -1)},
+    "y_test has no label for 4 of 12": {"y_test": np.where(Y, Y, np.nan)[:12]},
+    "y_test has no label for 1 of 12": {"y_test": [None, *Y[1:12]]},
+    "y_train has dtype uint64": {"y_train": np.where(Y, Y, 2**63 + 1).astype(np.uint64)},
     "y_test must hold labels from 0 to 2 .* got 0 to 7": {"y_test": np.r_[Y[:11], 7]},
     "y_train must hold labels from 0 to 1 .* got 0 to 2": {"classes": ["a", "b"]},
     "classes must differ": {"classes": ["a", "b", "a"]},
@@ -110,9 +121,58 @@ BAD = {
     "x_val and y_val belong together": {"x_val": X[:3]},
     r"x_val has images of \[8, 7, 1\]": {"x_val": X[:3, ..., 0], "y_val": Y[:3]},
     "val_fraction must be between 0 and 1": {"val_fraction": 1.0},
+    "1 images with a label: too few": {"y_train": np.r_[1, np.full(59, -1)], "classes": "abc"},
     "too few to set 1 aside": {"x_train": X[:1], "y_train": Y[1:2], "y_test": Y[:12] * 0},
     "n_test must be at least 1": {"n_test": 0},
 }
+
+
+def hidden(y, missing):
+    """Labels of which every second one is missing."""
+    return [missing if i % 2 else label for i, label in enumerate(y.tolist())]
+
+
+UNLABELLED_FORMS = {
+    "-1": np.array(hidden(Y, -1)),
+    "int8": np.array(hidden(Y, -1), np.int8),
+    "tensor": torch.tensor(hidden(Y, -1)),
+    "NaN": np.array(hidden(Y, np.nan)),
+    "float16": np.array(hidden(Y, np.nan), np.float16),
+    "bfloat16": torch.tensor(hidden(Y, np.nan), dtype=torch.bfloat16),
+    "None": hidden(Y, None),
+    "None and NaN": np.array([None, np.nan, *hidden(Y, None)[2:]], object),
+    "masked": np.ma.array(Y, mask=[bool(i % 2) for i in range(60)]),
+    "pandas": pd.Series(hidden(Y, pd.NA), dtype="Int64"),
+}
+
+
+@pytest.mark.parametrize("form", UNLABELLED_FORMS)
+def test_missing_labels_are_unlabelled_in_training_and_never_set_aside(form):
+    y = UNLABELLED_FORMS[form]
+    data = from_arrays(**{**good(), "y_train": y}, val_fraction=0.2, seed=3)
+    labelled = 29 if form == "None and NaN" else 30
+    assert len(data.val) == 6 and len(data.train) == 54 and data.num_classes == 3
+    assert (data.val.y >= 0).all() and int((data.train.y >= 0).sum()) == labelled - 6
+    assert data.card["unlabelled"] == 60 - labelled and data.train.y.dtype == torch.int64
+    for split in (data.train, data.val):  # images keep their labels
+        for image, label in zip(split.x, split.y.tolist(), strict=True):
+            pixels = np.rint(data.image(image) * 255)
+            number = next(i for i in range(60) if np.array_equal(X[i], pixels))
+            assert label == (
+                -1 if number % 2 or (form, number) == ("None and NaN", 0) else Y[number]
+            )
+    given = from_arrays(**{**good(), "y_train": y}, x_val=X[:9], y_val=Y[:9], n_train=20)
+    assert len(given.train) == 20 and int((given.train.y < 0).sum()) in (10, 11)
+
+
+@pytest.mark.parametrize(
+    "kind", ["int8", "uint8", "int16", "uint16", "int32", "uint64", "float32", "float64"]
+)
+def test_labels_of_any_type_that_loses_nothing(kind):
+    data = from_arrays(**{**good(), "y_train": Y.astype(kind), "y_test": Y[:12].astype(kind)})
+    assert data.fingerprint == from_arrays(**good()).fingerprint and "unlabelled" not in data.card
+    two = from_arrays(X, Y > 0, X[:12], Y[:12] > 0)
+    assert two.train.y.dtype == torch.int64 and two.num_classes == 2
 
 
 @pytest.mark.parametrize("message", BAD)

@@ -156,6 +156,18 @@ def test_quotes_lines_and_a_byte_order_mark(tmp_path):
     assert tokens[:6] == ["[CLS]", "a", '"', "quoted", '"', ","]
 
 
+@pytest.mark.parametrize("missing", [None, "", "NaN", float("nan"), "None"])
+def test_texts_without_a_label_are_unlabelled_in_training_alone(tmp_path, missing):
+    rows = [(t, label if i % 3 else missing) for i, (t, label) in enumerate(sentences(60))]
+    copies = [(rows[0][0], missing), (rows[1][0], missing)]  # what has a label keeps it
+    data = load(write(tmp_path / "t.csv", [*copies, *rows]))
+    labelled = 40
+    assert (data.val.y >= 0).all() and (data.test.y >= 0).all()
+    assert int((data.train.y >= 0).sum()) + len(data.val) + len(data.test) == labelled
+    assert data.card["unlabelled"] == int((data.train.y == -1).sum()) == 60 - labelled
+    assert "None" not in data.classes and data.num_classes == len({y for _, y in sentences(60)})
+
+
 def broken(folder: Path, content: bytes, name="t.csv") -> Path:
     (folder / name).write_bytes(content)
     return folder / name
@@ -169,7 +181,13 @@ def broken(folder: Path, content: bytes, name="t.csv") -> Path:
         (b"text,label\na text,x\nanother\n", "line 3 has another number of columns"),
         (b"text,label\na,b,c\n", "line 2 has another number of columns"),
         (b"text,label\n,x\n", "line 2 has an empty text"),
-        (b"text,label\na, \n", "line 2 has an empty label"),
+        (b"text,label\na, \n", "must tell at least 2 labels apart, got $"),
+        (b"text,label,split\na,,val\n", "line 2 has the label '', which is none, in the split val"),
+        (
+            b"text,label,split\na,NaN,test\n",
+            "line 2 has the label 'NaN', which is none, in .* test",
+        ),
+        (b"text,label\na,x\nb,y\nc,\nd,\n", "val_fraction: 1 texts are too few"),
         (b"text,label,split\na,x,tset\n", "line 2 has the split 'tset', expected train, val, test"),
         (b"text,label\na,x\nb,x\n", "must tell at least 2 labels apart, got x"),
         (b"text,label\n", "must tell at least 2 labels apart"),

@@ -32,6 +32,7 @@ METHODS = {
     "attention_transfer": "AttentionTransfer",
     "channel_gated_hints": "ChannelGatedHints",
     "channel_wise": "ChannelWise",
+    "class_mapping": "ClassMapping",
     "contrastive": "Contrastive",
     "correlation_congruence": "CorrelationCongruence",
     "decoupled": "Decoupled",
@@ -42,15 +43,22 @@ METHODS = {
     "gated": "Gated",
     "gated_teachers": "GatedTeachers",
     "gradient_attention": "GradientAttention",
+    "hard_targets": "HardTargets",
     "hidden_states": "HiddenStates",
     "hints": "Hints",
+    "instance_graph": "InstanceGraph",
     "jacobian_matching": "JacobianMatching",
     "label_smoothing": "LabelSmoothing",
     "labels": "Labels",
+    "logit_matching": "LogitMatching",
+    "masked_generation": "MaskedGeneration",
+    "multi_level": "MultiLevel",
+    "mutual_learning": "MutualLearning",
     "neuron_selectivity": "NeuronSelectivity",
     "overhaul": "Overhaul",
     "probabilistic": "Probabilistic",
     "relational": "Relational",
+    "reused_classifier": "ReusedClassifier",
     "review": "Review",
     "self_attention_relations": "SelfAttentionRelations",
     "self_distillation": "SelfDistillation",
@@ -59,15 +67,22 @@ METHODS = {
     "soft_targets": "SoftTargets",
     "standardized_soft_targets": "StandardizedSoftTargets",
     "transformed_teacher": "TransformedTeacher",
+    "two_heads": "TwoHeads",
     "variational": "Variational",
     "weight_transfer": "WeightTransfer",
 }
 
 # those that train the classifier from logits alone; the others have files of their own
-ON_LOGITS = [name for name in METHODS if name in contestants(complete=True)]
+OUTSIDE = {"class_mapping", "hard_targets", "logit_matching", "multi_level"}  # the tournament
+ON_LOGITS = [name for name in METHODS if name in OUTSIDE | contestants(complete=True).keys()]
 TAUGHT = [name for name in ON_LOGITS if name not in ("label_smoothing", "labels")]
 TEMPERED = [name for name in ON_LOGITS if "temperature" in signature(available()[name]).parameters]
-SYMMETRIC = {"dist"}  # a correlation has no direction
+SYMMETRIC = {"dist", "logit_matching"}  # neither a correlation nor a distance has a direction
+COPIES = [name for name in TAUGHT if name != "hard_targets"]  # a choice is not all that is said
+
+
+ELSEWHERE = {"flow": "CVPR 2017", "instance_graph": "CVPR 2019", "multi_level": "CVPR 2023"}
+UNSOURCED = ("labels", "class_mapping")
 
 
 def logits(seed: int, batch: int = 32, classes: int = 7) -> torch.Tensor:
@@ -122,6 +137,38 @@ EXPECTED = [
         {"hard": HARD, "transformed": losses.ttm_loss(S, T, 4.0, weighted=True)},
     ),
     ("label_smoothing", {"smoothing": 0.3}, {"hard": losses.hard_label_loss(S, Y, 0.3)}),
+    *(
+        (
+            "soft_targets",
+            {"temperature": 3.0, "divergence": divergence},
+            {
+                "hard": 0.1 * HARD,
+                "soft": 0.9 * losses.soft_target_loss(S, T, 3.0, divergence=divergence),
+            },
+        )
+        for divergence in ("forward", "reverse", "jensen-shannon")
+    ),
+    (
+        "logit_matching",
+        {"weight": 0.5},
+        {"hard": HARD, "logits": 0.5 * losses.logit_matching_loss(S, T)},
+    ),
+    (
+        "hard_targets",
+        {"alpha": 0.25},
+        {"hard": 0.75 * HARD, "choice": 0.25 * losses.hard_target_loss(S, T)},
+    ),
+    (
+        "multi_level",
+        {"temperatures": (1.0, 3.0), "alpha": 0.6, "batch_weight": 2.0, "class_weight": 5.0},
+        {
+            "hard": 0.4 * HARD,
+            "instance": 0.6 * (soft(1.0) + soft(3.0)),
+            "batch": 1.2 * sum(losses.batch_relation_loss(S, T, t) for t in (1.0, 3.0)),
+            "class": 3.0 * sum(losses.class_relation_loss(S, T, t) for t in (1.0, 3.0)),
+        },
+    ),
+    ("class_mapping", {}, {"hard": 0.1 * HARD, "soft": 0.9 * soft(4.0)}),
     ("labels", {"weight": 0.5}, {"hard": 0.5 * HARD}),
 ]
 
@@ -158,12 +205,12 @@ def test_what_every_method_keeps(name):
         torch.testing.assert_close(value, terms(distiller)[key])
 
 
-@pytest.mark.parametrize("name", TAUGHT)
+@pytest.mark.parametrize("name", COPIES)
 def test_a_student_that_agrees_is_left_alone(name):
     student = T.clone().requires_grad_()
     got = terms(build(name, **({"temperature": 1.0} if name in TEMPERED else {})), student)
     got.pop("hard")
-    (value,) = got.values()
+    value = sum(got.values())
     value.backward()
     assert student.grad.abs().max() < 1e-6
     assert value.detach().abs() < 1e-5
@@ -241,8 +288,8 @@ def test_the_list_is_the_folder():
     assert {name: method.__name__ for name, method in available().items()} == METHODS
     for name, method in available().items():
         assert getattr(distillers, METHODS[name]) is method
-        source = "arXiv:" if name != "flow" else "CVPR 2017"
-        assert name == "labels" or source in (method.__doc__ or "")
+        source = ELSEWHERE.get(name, "arXiv:")
+        assert name in UNSOURCED or source in (method.__doc__ or "")
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = distillers.Nothing
 

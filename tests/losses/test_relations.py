@@ -7,6 +7,8 @@ import pytest
 import reference
 import reference_relations as ref
 import torch
+import torch.utils._python_dispatch
+import torch.utils._pytree
 from cases import value_and_gradient
 from scipy import special
 
@@ -538,3 +540,54 @@ def test_contrastive_refuses_what_does_not_fit():
     ]:
         with says(message):
             contrastive_loss(**fine | change)
+
+
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """The number of values of the largest tensor that any operation makes."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        sizes = [x.numel() for x in torch.utils._pytree.tree_leaves(made) if hasattr(x, "numel")]
+        self.values = max(self.values, *sizes) if sizes else self.values
+        return made
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_relation_makes_a_table_of_all_pairs_times_all_features(name):
+    """[16, 1024]: B² d would be 262,144 values, and takes most of the time, too."""
+    student = features(16, 4, 16, 16, dtype=torch.float32).requires_grad_()
+    teacher = features(16, 1024, seed=1, dtype=torch.float32)
+    with Largest() as largest:
+        CASES[name][0](student, teacher).backward()
+    assert largest.values <= 16 * 1024
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["distance", "angle"])
+def test_long_rows_with_equal_ones_and_a_blank_one(name, dtype):
+    """Longer than the batch is large: they are compared in other coordinates."""
+    student, teacher = (features(6, 20, seed=k, dtype=dtype, shift=3.0) for k in (1, 2))
+    student[3] = student[2]
+    student[4] = 0
+    loss, expected = CASES[name]
+    value, gradient = value_and_gradient(loss, student, teacher)
+    s, t = student.double().numpy(), teacher.double().numpy()
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    np.testing.assert_allclose(value, expected(s, t).mean(), tolerance)
+    alone = [0, 1, 4, 5]  # the reference has no derivative at the rows that are equal
+    by_step = np.empty((4, 20))
+    for place, row in enumerate(alone):
+
+        def moved(x, row=row):
+            return expected(np.concatenate([s[:row], x, s[row + 1 :]]), t)
+
+        by_step[place] = reference.gradient(moved, s[row : row + 1])[0]
+    np.testing.assert_allclose(
+        gradient[alone], by_step, rtol=0, atol=(20 * tolerance) * np.abs(by_step).max()
+    )
+    close = student.clone()
+    close[3] = close[2] + torch.randn(20, dtype=dtype, generator=torch.Generator()) * 0.1
+    nearby = expected(close.double().numpy(), t).mean()
+    np.testing.assert_allclose(loss(close, teacher), nearby, tolerance)

@@ -10,6 +10,7 @@ from torch import nn
 from kdlab.datasets.views import Augmentation
 from kdlab.distillers import Distiller, Labels, Outputs, SoftTargets
 from kdlab.training import asking, fit
+from kdlab.training.rehearsal import SAMPLES
 
 DATA = make_data()
 SHORT = {"epochs": 2, "batch_size": 32, "lr": 0.05}
@@ -68,9 +69,9 @@ def test_remembered_layers_train_the_same_student_as_a_live_teacher(monkeypatch,
         fit(student, DATA, Labels() + Inside(), teacher=teacher, **SHORT, **options)
         asked.append(teacher.images)
     assert distance(*students) < 1e-4
-    fixed = 64 + 1  # a look for NaN, and one for the size
+    fixed = 64 + SAMPLES + 1  # a look for NaN, the rehearsal, and one for the size
     views = options.get("views", 1)
-    assert asked == [fixed + views * 96, fixed + 2 * 96]
+    assert asked == [fixed - SAMPLES + views * 96, fixed + 2 * 96]
 
 
 def test_what_is_remembered_is_measured_before_it_is_made():
@@ -90,7 +91,7 @@ def test_what_is_remembered_is_measured_before_it_is_made():
 def test_every_image_of_a_step_is_known_by_its_index():
     method = Inside()
     fit(make_cnn(DATA), DATA, Labels() + method, teacher=make_cnn(DATA, 9), **SHORT)
-    assert torch.equal(torch.cat(method._seen[:3]).sort().values, torch.arange(96))
+    assert torch.equal(torch.cat(method._seen[1:4]).sort().values, torch.arange(96))
 
 
 def test_input_gradients_reach_both_models_and_leave_the_teacher_alone():

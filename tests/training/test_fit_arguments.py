@@ -67,12 +67,12 @@ def test_nothing_to_learn_from():
 
 
 def test_a_model_with_too_few_answers_is_refused():
-    with pytest.raises(ValueError, match=r"^model: .*\[2, 3\].*num_classes=4"):
+    with pytest.raises(ValueError, match=r"^model: .*\[4, 3\].*num_classes=4"):
         fit(make_mlp(make_data(classes=3)), DATA, epochs=1)
 
 
 def test_a_model_that_returns_no_logits_is_refused():
-    with pytest.raises(ValueError, match=r"^model: .*\[2, 1, 8, 8\]"):
+    with pytest.raises(ValueError, match=r"^model: .*\[4, 1, 8, 8\]"):
         fit(nn.Sequential(nn.Conv2d(1, 1, 1)), DATA, epochs=1)
 
 
@@ -89,7 +89,7 @@ def test_a_teacher_of_other_classes_or_without_sense_is_refused(augment):
         fit(make_mlp(DATA), DATA, SoftTargets(), teacher=other, epochs=1, augment=augment)
     broken = make_mlp(DATA)
     nn.init.constant_(next(broken.parameters()), float("nan"))
-    with pytest.raises(ValueError, match=r"^teacher: its logits hold NaN"):
+    with pytest.raises(ValueError, match=r"^teacher: got logits with NaN"):
         fit(make_mlp(DATA), DATA, SoftTargets(), teacher=broken, epochs=1, augment=augment)
 
 

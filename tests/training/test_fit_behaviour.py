@@ -23,6 +23,7 @@ from kdlab.datasets.views import Augmentation
 from kdlab.distillers import Distiller, LabelSmoothing, SoftTargets
 from kdlab.losses.checks import values_are_checked
 from kdlab.training import Moment, fit, predict
+from kdlab.training.rehearsal import SAMPLES
 from kdlab.training.state import State
 from kdlab.training.step import Step
 
@@ -49,7 +50,7 @@ class Watched(nn.Module):
 def test_the_student_is_in_training_mode_in_every_step_and_in_eval_mode_after(validate):
     student = Watched(make_cnn(DATA, dropout=0.5).eval())
     fit(student, DATA, SoftTargets(), teacher=make_mlp(DATA), validate=validate, **SHORT)
-    assert student.modes == [True] * 6
+    assert student.modes == [True] * (1 + 6)  # the rehearsal, too
     assert not any(module.training for module in student.modules())
 
 
@@ -62,7 +63,7 @@ def test_adapters_are_in_training_mode_in_every_step():
             return super().forward(student, teacher, targets)
 
     fit(make_mlp(DATA), DATA, Noted().eval(), teacher=make_mlp(DATA, 1), **SHORT)
-    assert modes == [True] * 6
+    assert modes == [True] * (1 + 6)  # the rehearsal, too
 
 
 @pytest.mark.parametrize("options", [{}, LIVE, KEPT], ids=["cached", "live", "views"])
@@ -85,13 +86,13 @@ def test_the_teacher_is_frozen_in_eval_mode_and_comes_back_as_it_was(options, tr
 def test_a_cached_teacher_is_asked_once_per_picture(options, images):
     teacher = Readable(DATA)
     fit(make_mlp(DATA), DATA, SoftTargets(), teacher=teacher, **(SHORT | {"epochs": 5}), **options)
-    assert teacher.images == images
+    assert teacher.images == 64 + images  # one look at 64 images before
 
 
 def test_a_live_teacher_is_asked_in_every_step():
     teacher = Readable(DATA)
     fit(make_mlp(DATA), DATA, SoftTargets(), teacher=teacher, **SHORT, **LIVE)
-    assert teacher.images == 64 + 2 * 96  # one look at 64 images before training
+    assert teacher.images == 64 + SAMPLES + 2 * 96  # one look at 64 images, and the rehearsal
 
 
 def test_kept_and_live_answers_about_the_same_views_train_the_same_student():

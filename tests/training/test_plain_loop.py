@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tiny import distance, make_cnn, make_data, make_mlp
 
 from kdlab.datasets.views import Augmentation
-from kdlab.distillers import SoftTargets
+from kdlab.distillers import MutualLearning, SoftTargets
 from kdlab.training import fit
 
 EPOCHS, BATCH, LR, SEED, DECAY = 3, 20, 0.05, 7, 1e-3
@@ -120,6 +120,43 @@ def test_a_cached_teacher_trains_the_same_student(make):
     run = by_fit(mine, DATA, SoftTargets(3.0, 0.7), teacher)
     means = train_by_hand(theirs, DATA, soft_targets, teacher)
     assert_equal(run, mine, theirs, means, tolerance=3e-4)
+
+
+class SideBySide(torch.nn.Module):
+    """Two networks that share nothing but the images."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x):
+        return self.first(x), self.second(x)
+
+
+def mutual(pair, answers, targets, temperature=2.0, weight=0.7, detached=True):
+    terms = {}
+    for prefix, own, other in (("", *pair), ("peer_", *reversed(pair))):
+        terms[f"{prefix}hard"] = F.cross_entropy(own, targets, ignore_index=-1)
+        log_p = F.log_softmax((other.detach() if detached else other) / temperature, 1)
+        log_q = F.log_softmax(own / temperature, 1)
+        kl = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+        terms[f"{prefix}mutual"] = weight * temperature**2 * kl
+    return terms
+
+
+@pytest.mark.parametrize("labels", [96, 30])
+def test_mutual_learning_trains_two_networks_side_by_side(labels):
+    data = DATA.with_labels(labels)
+    mine, peer = make_cnn(data), make_mlp(data, seed=3)
+    method = MutualLearning(peer, temperature=2.0, weight=0.7)
+    run = by_fit(mine, data, method)
+    both = SideBySide(make_cnn(data), make_mlp(data, seed=3))
+    assert_equal(run, mine, both.first, train_by_hand(both, data, mutual))
+    assert distance(method.peer.eval(), both.second) < 1e-5
+    assert distance(peer, make_mlp(data, seed=3)) == 0 < distance(method.peer, peer)
+    attached = SideBySide(make_cnn(data), make_mlp(data, seed=3))
+    train_by_hand(attached, data, lambda *a: mutual(*a, detached=False))
+    assert distance(attached.first, both.first) > 1e-3
 
 
 def test_the_comparison_tells_small_differences():

@@ -1,0 +1,84 @@
+"""Class mapping: a teacher of other classes, for any method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from kdlab.datasets import Split
+from kdlab.distillers.base import Distiller, Outputs, Wrapper, checked_teacher
+from kdlab.distillers.connectors import given
+from kdlab.distillers.soft_targets import SoftTargets
+from kdlab.losses import map_classes
+from kdlab.losses.logits import Classes, class_groups
+from kdlab.models import logits_of
+from kdlab.models.modes import device_of
+
+
+class ClassMapping(Wrapper):
+    """A method whose teacher's probabilities are summed into the student's classes.
+
+    ``ClassMapping(SoftTargets(), [4, (0, 2), 1])``: the student's class 0 is the teacher's 4, its
+    class 1 the teacher's 0 and 2 together, its class 2 the teacher's 1; the teacher's class 3 is
+    left out. So the student's classes may be a selection, a grouping or another order of the
+    teacher's: p_S's target is p_T summed over each group, given that it is one of them. The method
+    sees the teacher's answer as log Σ_group exp z, the logits of that distribution, and applies
+    its temperature to it. Inner layers stay as they are. The labels are the student's. By names:
+    ``[teacher_names.index(name) for name in data.classes]``.
+
+    Put it outermost, as in ``ClassMapping(Gated(SoftTargets()), ...)``: what lies outside sees the
+    teacher's own classes. Other code that asks the teacher needs ``kdlab.models.WithOutput(teacher,
+    lambda z: kdlab.losses.map_classes(z, classes))``, which is such a teacher itself.
+
+    The sum over the classes of a group is that of any probability; there is no paper to name.
+
+    Args:
+        method: any method with a teacher; None is `SoftTargets`.
+        classes: for each of the student's classes a class number of the teacher, or several; a
+            list, or a mapping from the student's class numbers. None takes the teacher's own.
+
+    Raises:
+        ValueError: as `kdlab.losses.logits.class_groups`; in ``prepare``, more or fewer entries
+            than the student has classes, or a class that the teacher does not have.
+    """
+
+    in_tournament = False
+
+    def __init__(self, method: Distiller | None = None, classes: Classes | None = None) -> None:
+        super().__init__(SoftTargets() if method is None else method)
+        self.classes = None if classes is None else class_groups(classes)
+
+    def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
+        """Check the mapping against both models, and prepare the method."""
+        if self.classes is None:
+            return super().prepare(student, teacher, train)
+        teacher, images = given(teacher), train.x[:2]
+        have = logits_of(student(images.to(device_of(student))), "model").shape[-1]
+        if have != len(self.classes):
+            raise ValueError(
+                f"classes: got {len(self.classes)} entries, expected {have}, one for each class of "
+                "the student"
+            )
+        self.map(logits_of(teacher(images.to(device_of(teacher))), "teacher"))
+        # A method that asks the teacher while it prepares must hear of the student's classes.
+        hook = teacher.register_forward_hook(
+            lambda module, inputs, returned: self.map(logits_of(returned, "teacher"))
+        )
+        try:
+            super().prepare(student, teacher, train)
+        finally:
+            hook.remove()
+
+    def map(self, logits: Tensor) -> Tensor:
+        """Return the teacher's logits ``[B, C_T]`` as those of the student's classes ``[B, C]``."""
+        return logits if self.classes is None else map_classes(logits, self.classes)
+
+    def forward(
+        self, student: Outputs, teacher: Outputs | None, targets: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the method's terms."""
+        teacher = checked_teacher(teacher, self)
+        (method,) = self._parts
+        mapped = replace(teacher, logits=self.map(teacher.logits))
+        return self.side_by_side([method(student, mapped, targets)])
