@@ -161,19 +161,24 @@ def method(name: str, student: Foreign, teacher: Foreign) -> Distiller:
     wanted = inspect.signature(available()[name]).parameters
     mine, theirs = (model.layers or PLAIN.layers for model in (student, teacher))
     several = dict(zip(mine[-len(theirs) :], theirs[-len(mine) :], strict=True))
+    embeddings = {student.embedding: teacher.embedding}
     options: dict[str, Any] = {}
     if "layers" in wanted:
         default = wanted["layers"].default
-        if default == "pool":
-            options["layers"] = {student.embedding: teacher.embedding}
-        elif not available()[name].needs_teacher:
+        if not available()[name].needs_teacher:
             options["layers"] = mine
+        elif isinstance(default, str):
+            options["layers"] = embeddings if "pool" in default else {mine[-1]: theirs[-1]}
         else:
-            options["layers"] = {mine[-1]: theirs[-1]} if isinstance(default, str) else several
+            options["layers"] = several | (embeddings if "pool" in default else {})
     if "embedding" in wanted:
         options["embedding"] = student.embedding
     if "student_layers" in wanted:
         options |= {"student_layers": mine, "teacher_layers": theirs}
+    if "classifier" in wanted:
+        options["classifier"] = teacher.classifier
+    if "classes" in wanted:
+        options["classes"] = [1, 0, 3, 2]
     made = build(name, **options)
     return made if made.complete else Labels() + made
 
@@ -260,6 +265,7 @@ def train_plainly(student: Any, teacher: Any, distiller: Distiller, data: Data) 
     sgd = torch.optim.SGD(learning, lr=RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(SEED * 1_000_003))
     student.train()
+    distiller.train()
     for module in student.modules():
         own = [*module.parameters(recurse=False)]
         if own and not any(p.requires_grad for p in own):

@@ -506,6 +506,7 @@ class Foreign:
         make: builds it; weights follow PyTorch's seed.
         layers: two inner layers to compare, from shallow to deep; empty where there is none.
         embedding: what a classifier reads, ``[B, d]``: a path.
+        classifier: the path of that one.
         macs: multiplications and additions (in pairs) of one image, counted by hand.
         student: False where there is nothing to train; such a model only teaches.
         dtype: of the images that it takes.
@@ -528,6 +529,10 @@ class Foreign:
     error: float = 1e-5
     onnx: bool = True
 
+    @property
+    def classifier(self) -> str:
+        return self.embedding.removesuffix(":input").replace("pool", "head")
+
     def build(self, seed: int = 0) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -546,7 +551,9 @@ ZOO: dict[str, Foreign] = {
     "list": Foreign(AList, macs=PLAIN_MACS),
     # layers
     "LSTM": Foreign(RowLSTM, ("lstm",), "fc:input", 8 * 4 * 10 * (24 + 10) + 10 * CLASSES),
-    "GRU, both ways": Foreign(RowGRU, ("norm",), "norm", 2 * 8 * 3 * 6 * (24 + 6) + 12 * CLASSES),
+    "GRU, both ways": Foreign(
+        RowGRU, ("norm",), "out:input", 2 * 8 * 3 * 6 * (24 + 6) + 12 * CLASSES
+    ),
     "Conv1d": Foreign(
         Signal, ("conv1", "conv2"), "last", 64 * 15 * 6 + 31 * 18 * 8 + 31 * 8 * CLASSES
     ),
