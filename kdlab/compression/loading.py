@@ -23,7 +23,7 @@ from kdlab.compression.export import FACTS, SEAL, SEALED, Preprocessed, read_ext
 from kdlab.compression.extras import need
 from kdlab.compression.shapes import fit_weights
 from kdlab.datasets.tokens import Tokenizer
-from kdlab.models.modes import check_initialised, uncompiled
+from kdlab.models.modes import check_initialised, unwrapped
 from kdlab.words import check_known
 
 
@@ -195,7 +195,7 @@ def _check_archive(path: Path, content: bytes) -> dict[str, Any]:
 def _safetensors(path: Path, content: bytes, threads: int, model: nn.Module | None) -> Found:
     assert model is not None
     check_initialised(model)
-    model = uncompiled(model)
+    model = unwrapped(model)
     _check_seal(path, content)
     try:
         tensors = load_tensors(content)
@@ -204,7 +204,7 @@ def _safetensors(path: Path, content: bytes, threads: int, model: nn.Module | No
         _refuse(path, "is no safetensors file")
     facts = json.loads(header["__metadata__"][FACTS])
     fit_weights(model, tensors)
-    layers = {n.replace("_orig_mod.", ""): uncompiled(m) for n, m in model.named_modules()}
+    layers = {n.replace("_orig_mod.", ""): unwrapped(m) for n, m in model.named_modules()}
     for name, written in facts.get("extra", {}).items():
         layers[name.rpartition(".")[0]].set_extra_state(read_extra(written))
     whole = Preprocessed(model, tuple(facts["mean"]), tuple(facts["std"])).eval()

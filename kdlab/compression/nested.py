@@ -32,7 +32,7 @@ from kdlab.losses import soft_target_loss
 from kdlab.metrics import cost, evaluate
 from kdlab.models import logits_of
 from kdlab.models.channels import Channels
-from kdlab.models.modes import evaluating, uncompiled
+from kdlab.models.modes import evaluating, unwrapped
 from kdlab.training import predict
 from kdlab.words import check_known
 
@@ -70,7 +70,7 @@ class Nested(nn.Module):
         check_open(model)
         check_finite(model, "at the start")
         check_kinds(example=example)
-        model = uncompiled(model)
+        model = unwrapped(model)
         self.widths = tuple(sorted(set(widths)))
         if len(self.widths) < 2 or self.widths[0] <= 0 or self.widths[-1] != 1:
             raise ValueError(f"widths: {widths!r} came, expected shares above 0, such as {WIDTHS}")

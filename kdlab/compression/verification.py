@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from kdlab.compression.kinds import check_kinds
 from kdlab.compression.quantized import check_not_quantized
 from kdlab.models import logits_of
-from kdlab.models.modes import check_initialised, device_of, uncompiled
+from kdlab.models.modes import check_initialised, device_of, unwrapped
 
 REPORT = "compression_report"  # the attribute of a compressed model that `report` reads
 
@@ -210,9 +210,9 @@ def plain_names(model: nn.Module) -> nn.Module:
 def _uncompiled(whole: nn.Module) -> nn.Module:
     for module in list(whole.modules()):
         for name, child in module._modules.items():
-            if child is not None and child is not uncompiled(child) and name != "_orig_mod":
-                module._modules[name] = uncompiled(child)
-    return uncompiled(whole)
+            if child is not None and child is not unwrapped(child) and name != "_orig_mod":
+                module._modules[name] = unwrapped(child)
+    return unwrapped(whole)
 
 
 def _bake(whole: nn.Module) -> dict[str, str]:

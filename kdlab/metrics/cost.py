@@ -26,7 +26,7 @@ from kdlab.models.modes import (
     counting_flops,
     device_of,
     evaluating,
-    uncompiled,
+    unwrapped,
 )
 
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)
@@ -129,7 +129,7 @@ def cost(
     """
     check_kind("model", model, Callable, CALLABLE)
     _check(example, runs, seconds, threads, watts)
-    module = uncompiled(model) if isinstance(model, nn.Module) else None
+    module = unwrapped(model) if isinstance(model, nn.Module) else None
     device = torch.device("cpu") if module is None else device_of(module)
     example = example.to(device).clone()  # a slice would be weighed with all it was cut from
     if module is not None:

@@ -26,7 +26,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """What ``torch.compile`` was given, or the model itself."""
     while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
         model = inner
