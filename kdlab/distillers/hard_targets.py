@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, check_fraction, teacher_logits
-from kdlab.losses import hard_label_loss, hard_target_loss
+from kdlab.losses import hard_target_loss
 
 
 class HardTargets(Distiller):
@@ -35,6 +35,6 @@ class HardTargets(Distiller):
         """Return the terms ``hard`` and ``choice``."""
         choice = hard_target_loss(student.logits, teacher_logits(teacher, self))
         return {
-            "hard": (1 - self.alpha) * hard_label_loss(student.logits, targets),
+            "hard": (1 - self.alpha) * student.label_loss(targets),
             "choice": self.alpha * choice,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, teacher_logits
-from kdlab.losses import hard_label_loss, logit_matching_loss
+from kdlab.losses import logit_matching_loss
 from kdlab.losses.checks import check_weight
 
 
@@ -39,6 +39,6 @@ class LogitMatching(Distiller):
         """Return the terms ``hard`` and ``logits``."""
         matching = logit_matching_loss(student.logits, teacher_logits(teacher, self))
         return {
-            "hard": hard_label_loss(student.logits, targets),
+            "hard": student.label_loss(targets),
             "logits": self.weight * matching,
         }

@@ -11,7 +11,6 @@ from kdlab.distillers.base import Distiller, Outputs, check_fraction, teacher_lo
 from kdlab.losses import (
     batch_relation_loss,
     class_relation_loss,
-    hard_label_loss,
     soft_target_loss,
 )
 from kdlab.losses.checks import check_positive, check_weight
@@ -79,7 +78,7 @@ class MultiLevel(Distiller):
             )
 
         return {
-            "hard": (1 - self.alpha) * hard_label_loss(student.logits, targets),
+            "hard": (1 - self.alpha) * student.label_loss(targets),
             "instance": over_temperatures(soft_target_loss),
             "batch": over_temperatures(batch_relation_loss, self.batch_weight),
             "class": over_temperatures(class_relation_loss, self.class_weight),

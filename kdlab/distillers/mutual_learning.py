@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdlab.datasets import Split
 from kdlab.distillers.base import Distiller, Outputs
 from kdlab.distillers.connectors import dtype_of
-from kdlab.losses import hard_label_loss, soft_target_loss
+from kdlab.losses import soft_target_loss
 from kdlab.losses.checks import check_kind, check_positive, check_weight
 from kdlab.models import logits_of
 from kdlab.models.modes import device_of
@@ -76,9 +76,9 @@ class MutualLearning(Distiller):
             raise ValueError(f"peer: {missing}, expected both; train with fit, which sees to it")
         mine, theirs = student.logits, logits_of(self.peer(student.inputs), "peer")
         return {
-            "hard": hard_label_loss(mine, targets),
+            "hard": student.label_loss(targets, logits=mine),
             "mutual": self.weight * soft_target_loss(mine, theirs, self.temperature),
-            "peer_hard": hard_label_loss(theirs, targets),
+            "peer_hard": student.label_loss(targets, logits=theirs),
             "peer_mutual": self.weight * soft_target_loss(theirs, mine, self.temperature),
         }
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdlab.datasets import Split
 from kdlab.distillers.base import Distiller, Outputs, check_fraction, teacher_logits
 from kdlab.distillers.connectors import dtype_of
-from kdlab.losses import hard_label_loss, hard_target_loss, soft_target_loss
+from kdlab.losses import hard_target_loss, soft_target_loss
 from kdlab.losses.checks import check_positive
 from kdlab.models import Taps, logits_of
 from kdlab.models.exits import mean_over_places
@@ -98,7 +98,7 @@ class TwoHeads(Distiller):
         """Return the terms ``hard`` and ``choice``, or ``soft`` with a temperature."""
         said = teacher_logits(teacher, self)
         second = second_logits(self.second, student.taps[self._path])
-        terms = {"hard": (1 - self.alpha) * hard_label_loss(student.logits, targets)}
+        terms = {"hard": (1 - self.alpha) * student.label_loss(targets)}
         if self.temperature is None:
             terms["choice"] = self.alpha * hard_target_loss(second, said)
         else:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from kdlab.distillers import Distiller
+from kdlab.models.modes import unwrapped
 
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]+", re.IGNORECASE)
 OF_MODULES = {*vars(nn.Module()), "_compiled_call_impl", "extra_repr"}
@@ -104,13 +105,6 @@ def fingerprint(model: Any, name: str = "teacher", unnamed: list[Any] | None = N
         ValueError: as `describe`.
     """
     return _digest(describe(model, name, unnamed))
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module within ``torch.compile``'s wrapper, or the module itself."""
-    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-        model = inner
-    return model
 
 
 def check_trainable(model: Any, name: str = "model") -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Data
+from kdlab.datasets.checks import check_inputs, check_labels
 from kdlab.datasets.views import Augmentation
 from kdlab.distillers import Distiller
 from kdlab.losses.checks import check_kind, check_positive, unchecked_values
@@ -37,7 +38,7 @@ from kdlab.training.device import (
 from kdlab.training.distributed import Alone, Ranks, join
 from kdlab.training.divergence import LastGood
 from kdlab.training.history import History, Run
-from kdlab.training.identity import describe, describe_trained, fingerprint
+from kdlab.training.identity import check_trainable, describe, describe_trained, fingerprint
 from kdlab.training.interrupt import Stop
 from kdlab.training.predict import Forward, visiting
 from kdlab.training.progress import Progress
@@ -476,7 +477,6 @@ def _check(
     compile: bool,
 ) -> nn.Module | None:
     """Raise ValueError that names what does not fit; return the teacher as a module."""
-    check_kind("model", model, nn.Module, "a torch.nn.Module; of a pair, give the first")
     check_kind("data", data, Data, "a data set, such as kdlab.datasets.load('digits')")
     check_kind(
         "distiller",
@@ -484,11 +484,9 @@ def _check(
         Distiller | None,
         "a method such as SoftTargets(), not the class, not a name; None for the labels alone",
     )
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(
-            "model: got no parameter that requires gradients, expected some to train; "
-            "model.requires_grad_() unfreezes all of them"
-        )
+    check_trainable(model)
+    check_labels(data)
+    check_inputs(data)
     if views is not None:
         _check_count("views", views, 1)
     if views and views > 1 and augment is None:

@@ -8,15 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from kdlab.models.taps import without_graph
 from kdlab.training.device import forked_generators
 from kdlab.training.predict import Forward, visiting
 from kdlab.training.step import Step, shared_parameters
-
-
-def without_graph(taps: object) -> dict[str, str]:
-    """Placeholder until kdlab.models.taps has it."""
-    return {}
-
 
 SAMPLES = 4  # few, but enough for relations between images
 
