@@ -258,7 +258,10 @@ def train_plainly(student: Any, teacher: Any, distiller: Distiller, data: Data) 
     """What `fit` promises, written as one would write it by hand, for methods on logits."""
     x, y = data.train.x, data.train.y
     torch.manual_seed(SEED)
-    student.eval()
+    with torch.no_grad(), contextlib.suppress(NotImplementedError):  # as an exported program has
+        for model in (student, teacher):
+            if isinstance(model, nn.Module):
+                model.eval()
     with torch.no_grad():
         distiller.prepare(student, teacher, data.train)
     learning = [p for m in (student, distiller) for p in m.parameters() if p.requires_grad]
