@@ -20,11 +20,13 @@ from kdlab.compression.quantization import (
 )
 from kdlab.compression.quantized import Quantized
 from kdlab.compression.trials import compressed_accuracy, prune_and_round
+from kdlab.compression.verification import Report, report
 
 __all__ = [
     "Deployed",
     "Nested",
     "Quantized",
+    "Report",
     "Sandwich",
     "compare_widths",
     "compress",
@@ -42,6 +44,7 @@ __all__ = [
     "quantize_aware",
     "quantize_file",
     "recover",
+    "report",
     "round_weights",
     "sparsity",
 ]

@@ -55,14 +55,14 @@ class Preprocessed(nn.Module):
         std: one number per channel by which is divided.
     """
 
-    mean: Tensor
-    std: Tensor
+    inputs_mean: Tensor  # not `mean`: a forward's own mean would have that name in .onnx
+    inputs_std: Tensor
 
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.model = model
         self.normalises = len(mean) > 0
-        for name, value in (("mean", mean), ("std", std)):
+        for name, value in (("inputs_mean", mean), ("inputs_std", std)):
             self.register_buffer(name, torch.tensor(value).view(1, -1, 1, 1), persistent=False)
 
         floats = (p.dtype for p in model.parameters() if p.is_floating_point())
@@ -71,7 +71,7 @@ class Preprocessed(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits `[B, C]` float32."""
         if self.normalises:
-            inputs = (inputs - self.mean) / self.std
+            inputs = (inputs - self.inputs_mean) / self.inputs_std
         if inputs.is_floating_point() and inputs.dtype != self.dtype:
             inputs = inputs.to(self.dtype)
         logits = logits_of(self.model(inputs))
@@ -221,6 +221,7 @@ def _program(whole: nn.Module, inputs: Tensor) -> ExportedProgram:
 def _onnx(whole: Preprocessed, inputs: Tensor, facts: str) -> bytes:
     for package in ("onnx", "onnxscript"):
         need(package)
+
     with quiet():
         program = torch.onnx.export(
             _program(whole, inputs),

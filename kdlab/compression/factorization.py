@@ -28,8 +28,8 @@ class LowRank(nn.Sequential):
         return product.view(len(second), *first.shape[1:])
 
     @property
-    def bias(self) -> nn.Parameter | None:
-        """That of the second layer."""
+    def bias(self) -> Any:
+        """That of the second layer, or None."""
         return self[1].bias
 
 

@@ -26,6 +26,7 @@ from kdlab.compression.verification import (
     naming,
     nothing_to_change,
     opened,
+    plain_copy,
     weighted,
 )
 from kdlab.datasets import Data
@@ -146,7 +147,9 @@ def prune_channels(
         )
     plain, expected, baked = opened(model, example)
     assert expected is not None
-    layers = {path: m for path, m in plain.named_modules() if isinstance(m, WEIGHTED)}
+    layers: dict[str, nn.Module] = {
+        path: m for path, m in plain.named_modules() if isinstance(m, WEIGHTED)
+    }
     if not layers:
         raise nothing_to_change(plain, {})
     channels = _channels(plain, expected, *expected.shapes)
@@ -249,8 +252,7 @@ def sparsity(model: nn.Module) -> float:
     Raises:
         ValueError: a model without such weights, such as a quantized one.
     """
-    check_not_quantized(model)
-    weights = [layer.weight for layer in weighted(model)[0].values()]
+    weights = [layer.weight for layer in weighted(plain_copy(model)[0])[0].values()]
     if not weights:
         raise ValueError(
             f"model: it has no convolution and no Linear layer, got a {type(model).__name__}, "

@@ -220,6 +220,8 @@ def _prepare(model: nn.Module, data: Data, *, learning: bool) -> tuple[nn.Module
         program = torch.export.export(whole, (inputs,), dynamic_shapes=shapes).module()
         _spell_padding(program)
         _name_layers(program)
+        if not any(WEIGHT in node.meta for node in program.graph.nodes):
+            raise nothing_to_change(plain, left)
         _fold_norms(program)
         with torch.no_grad():
             folded = program(inputs)
@@ -327,11 +329,10 @@ def _spell_padding(program: Any) -> None:
     graph, aten = program.graph, torch.ops.aten
     for dims, op in ((1, aten.conv1d), (2, aten.conv2d), (3, aten.conv3d)):
         for node in graph.find_nodes(op="call_function", target=op.padding):
-            image, weight, bias, stride, padding, dilation, groups = (
-                *node.args,
-                *(None, [1] * dims, "valid", [1] * dims, 1)[len(node.args) - 2 :],
-            )
-            kernel = _tensor(program, weight).shape[2:]
+            usual: list[Any] = [None, [1] * dims, "valid", [1] * dims, 1]
+            given = [*node.args, *usual[len(node.args) - 2 :]]
+            image, weight, bias, stride, padding, dilation, groups = given
+            kernel = weight.meta["val"].shape[2:]
             dilation = list(dilation) * (dims if len(dilation) == 1 else 1)
             reach = zip(dilation, kernel, strict=True)
             both = [d * (k - 1) * (padding == "same") for d, k in reach]

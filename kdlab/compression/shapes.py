@@ -45,16 +45,12 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name, old in state.items():
         path, _, own = own_names[name].rpartition(".")
         layer = model.get_submodule(path)
-        new = fitted.get(id(old))
-        if new is None:
-            new = weights[name].to(old)
-            is_parameter = own in layer._parameters
-            new = nn.Parameter(new, old.requires_grad) if is_parameter else new
-            fitted[id(old)] = new
-        if own in layer._parameters:
-            layer._parameters[own] = new  # type: ignore[assignment]
-        else:
-            layer._buffers[own] = new
+        is_parameter = own in layer._parameters
+        if id(old) not in fitted:
+            fit = weights[name].to(old)
+            fitted[id(old)] = nn.Parameter(fit, old.requires_grad) if is_parameter else fit
+        held: dict[str, Any] = layer._parameters if is_parameter else layer._buffers
+        held[own] = fitted[id(old)]
     for layer in model.modules():
         for kind, note in SIZES.items():
             if isinstance(layer, kind):

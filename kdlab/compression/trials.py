@@ -16,7 +16,7 @@ from kdlab.words import check_known
 
 FLOAT = 32  # bits of a weight that is not rounded
 KINDS: dict[str, Callable[[nn.Module, Data, float], nn.Module]] = {
-    "weights": lambda model, data, share: prune_weights(model, share),
+    "weights": lambda model, data, share: prune_weights(model, share, example=data.train.x[:2]),
     "channels": lambda model, data, share: prune_channels(model, data.train.x[:2], share),
 }
 
@@ -39,7 +39,7 @@ def prune_and_round(
     check_kinds(data=data)
     check_known("kind", kind, KINDS)
     pruned = KINDS[kind](model, data, share)
-    return pruned if bits == FLOAT else round_weights(pruned, bits)
+    return pruned if bits == FLOAT else round_weights(pruned, bits, example=data.train.x[:2])
 
 
 def compressed_accuracy(

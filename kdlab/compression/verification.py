@@ -221,13 +221,13 @@ def _bake(whole: nn.Module) -> dict[str, str]:
     for path, module in list(whole.named_modules()):
         module.training = False  # or a spectral norm would take a step
         for hook in list(module._forward_pre_hooks.values()):
-            name = getattr(hook, "name", getattr(hook, "_tensor_name", None))
+            name: Any = getattr(hook, "name", getattr(hook, "_tensor_name", None))
             for kind, remove in BAKED.items():
                 if isinstance(hook, kind):
                     remove(module, name)
                     baked[path] = f"{kind.__name__} of its {name} became a plain parameter"
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[union-attr, arg-type]
+            for name in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
                 baked[path] = f"the parametrization of its {name} became a plain parameter"
     for module, training in modes:

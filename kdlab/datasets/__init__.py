@@ -15,6 +15,7 @@ from kdlab.datasets.arrays import from_arrays, load_npz
 from kdlab.datasets.checks import check_inputs, check_labels
 from kdlab.datasets.data import UNLABELLED, Data, Split
 from kdlab.datasets.folders import load_folder
+from kdlab.datasets.tensors import from_tensors
 from kdlab.words import check_known, nearest
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "check_inputs",
     "check_labels",
     "from_arrays",
+    "from_tensors",
     "glyphs",
     "load",
 ]

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from kdlab.datasets.data import UNLABELLED, Data, Split
+from kdlab.datasets.data import TASKS, UNLABELLED, Data, Split
+from kdlab.words import check_known
 
 
 def check_labels(data: Data) -> None:
@@ -21,6 +22,11 @@ def check_labels(data: Data) -> None:
     """
     if data.num_classes < 1:
         raise ValueError("data.classes: got none, expected the name of each class; give them")
+    check_known("task", data.task, TASKS, " of data")
+    if data.task != "classes":
+        for part, split in _splits(data):
+            _check_targets(f"data.{part}", split, data, part)
+        return
     for part, split in _splits(data):
         _check_form(f"data.{part}", split, empty=part == "test")
         if len(split.y):
@@ -91,6 +97,35 @@ def _check_form(name: str, split: Split, empty: bool) -> None:
         )
     if not len(y) and not empty:
         raise ValueError(f"{name}: got no images, expected at least one; give some")
+
+
+def _check_targets(name: str, split: Split, data: Data, part: str) -> None:
+    """As for classes, where each sample has C labels in [0, 1], or C values."""
+    y, wanted = split.y, [len(split.x), data.num_classes]
+    if not isinstance(y, Tensor) or not y.is_floating_point() or list(y.shape) != wanted:
+        got = f"{y.dtype} {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(
+            f"{name}.y: got {got}, expected floating {wanted} for the task {data.task!r}, one "
+            "column for each name in data.classes"
+        )
+    if not len(y):
+        if part == "test":
+            return
+        raise ValueError(f"{name}: got no samples, expected at least one; give some")
+    labelled = split.labelled
+    if part != "train" and not labelled.all():
+        raise ValueError(
+            f"{name}.y: got {int((~labelled).sum())} of {len(y)} rows with NaN, expected numbers; "
+            "leave unlabelled samples out: validation and test are measured"
+        )
+    known = y[labelled]
+    low, high = (0.0, 1.0) if data.task == "labels" else (-math.inf, math.inf)
+    if len(known) and not bool(((known >= low) & (known <= high) & known.isfinite()).all()):
+        expected = "0 (absent) to 1 (present)" if data.task == "labels" else "finite numbers"
+        raise ValueError(
+            f"{name}.y: got values from {float(known.min()):g} to {float(known.max()):g}, expected "
+            f"{expected}"
+        )
 
 
 def _check_range(name: str, y: Tensor, classes: int, training: bool) -> None:

@@ -15,6 +15,8 @@ from kdlab.datasets.tokens import Tokenizer
 UNLABELLED = -1
 """The label of an image whose class the student is not told."""
 
+TASKS: tuple[str, ...] = ("classes", "labels", "values")
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -35,6 +37,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def labelled(self) -> Tensor:
+        """Which samples have a label, bool ``[N]``."""
+        floating = self.y.is_floating_point()
+        return ~self.y.isnan().flatten(1).any(1) if floating else self.y != UNLABELLED
 
     def select(self, index: Tensor | np.ndarray | Sequence[int] | slice) -> "Split":
         """The images at ``index``: positions, a mask of length N, or a slice."""
@@ -57,6 +65,9 @@ class Data:
     ``mean`` and ``std`` (one value per channel, none for texts) come from the training split alone
     and were applied to all three. ``card`` holds plain facts: source, licence, sizes, seed and
     options. ``tokenizer`` turns texts into token numbers and back; images have none.
+
+    ``task`` says what is learned: "classes", one of them holds; "labels", several may, and y is
+    ``[N, C]`` in [0, 1]; "values", numbers ``[N, C]``. ``classes`` are the names of the C outputs.
     """
 
     name: str
@@ -68,10 +79,11 @@ class Data:
     std: tuple[float, ...]
     card: dict[str, Any]
     tokenizer: Tokenizer | None = None
+    task: str = "classes"
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, seen in training or not."""
+        """How many outputs there are: classes (seen in training or not), labels or values."""
         return len(self.classes)
 
     @property
@@ -79,17 +91,23 @@ class Data:
         """Channels, height and width of one image, or the length of one text in tokens."""
         return tuple(self.train.x.shape[1:])
 
+    @property
+    def _facts(self) -> tuple[Any, ...]:
+        usual = (self.classes, self.mean, self.std)
+        return usual if self.task == "classes" else (*usual, self.task)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of every array, the class names and the normalisation; computed once.
 
         Equal for equal arrays. Generated sets may differ in the last digit between machines.
         """
-        digest = hashlib.sha256(repr((self.classes, self.mean, self.std)).encode())
+        digest = hashlib.sha256(repr(self._facts).encode())
         for split in (self.train, self.val, self.test):
             for array in (split.x, split.y):
                 digest.update(repr((tuple(array.shape), array.dtype)).encode())
-                digest.update(array.contiguous().cpu().numpy().data.cast("B"))
+                flat = array.detach().cpu().contiguous().reshape(-1)
+                digest.update(flat.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def image(self, x: Tensor) -> np.ndarray:
@@ -107,15 +125,21 @@ class Data:
         pixels = (x.detach().float().cpu() * std + mean).clamp(0, 1)
         return (pixels.squeeze(-3) if len(self.mean) == 1 else pixels.movedim(-3, -1)).numpy()
 
+    @property
+    def _kinds(self) -> np.ndarray:
+        """What subsets are balanced over: the classes; nothing where there are none."""
+        y = self.train.y.numpy()
+        return y if self.task == "classes" else np.zeros(len(y), np.int64)
+
     def with_labels(self, n: int, seed: int = 0) -> "Data":
         """Keep ``n`` training labels, as balanced over classes as they allow; hide all others.
 
         The images stay. With one seed, a larger ``n`` keeps all that a smaller one keeps.
         """
-        labelled = np.flatnonzero(self.train.y.numpy() != UNLABELLED)
+        labelled = np.flatnonzero(self.train.labelled.numpy())
         _check_count("n", n, 0, len(labelled), "training labels")
-        keep = labelled[in_balanced_order(self.train.y.numpy()[labelled], seed)[:n]]
-        y = torch.full_like(self.train.y, UNLABELLED)
+        keep = labelled[in_balanced_order(self._kinds[labelled], seed)[:n]]
+        y = torch.full_like(self.train.y, torch.nan if self.task != "classes" else UNLABELLED)
         y[keep] = self.train.y[keep]
         return replace(self, train=Split(self.train.x, y), card={**self.card, "labels": n})
 
@@ -125,7 +149,7 @@ class Data:
         Validation, test and the normalisation stay. With one seed, subsets are nested.
         """
         _check_count("n", n, 1, len(self.train), "training images")
-        keep = np.sort(in_balanced_order(self.train.y.numpy(), seed)[:n])
+        keep = np.sort(in_balanced_order(self._kinds, seed)[:n])
         sizes = {**self.card.get("sizes", {}), "train": n}
         return replace(self, train=self.train.select(keep), card={**self.card, "sizes": sizes})
 

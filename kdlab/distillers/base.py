@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
+from kdlab.datasets.data import TASKS
 from kdlab.distillers.adapters import rows_of, shapes
-from kdlab.losses import hard_label_loss
+from kdlab.losses import hard_label_loss, multi_label_loss, value_loss
 from kdlab.losses.checks import check_weight, compute_dtype
 from kdlab.models.modes import device_of, uncompiled
 
@@ -34,6 +35,7 @@ class Outputs:
         progress: the share of all steps that are done, 0 in the first and below 1 in the last;
             for methods that follow a schedule.
         class_weights: by which the labels' classes count, ``[C]``; None for all alike.
+        task: what is learned, as in ``kdlab.datasets.Data``.
     """
 
     logits: Tensor
@@ -42,6 +44,7 @@ class Outputs:
     index: Tensor | None = None
     progress: float = 0.0
     class_weights: Tensor | None = None
+    task: str = "classes"
 
     def label_loss(
         self, targets: Tensor, label_smoothing: float = 0.0, logits: Tensor | None = None
@@ -49,12 +52,15 @@ class Outputs:
         """Return the loss of these logits, or of other ones, on the labels, as the run weighs it.
 
         Args:
-            targets: ``[B]`` int64, -1 unlabelled.
-            label_smoothing: from 0 to 1.
+            targets: ``[B]`` int64, -1 unlabelled; of other tasks ``[B, C]``, NaN unlabelled.
+            label_smoothing: from 0 to 1, of classes.
             logits: of another head of the same model.
         """
+        logits = self.logits if logits is None else logits
+        if self.task != "classes":
+            return {"labels": multi_label_loss, "values": value_loss}[self.task](logits, targets)
         return hard_label_loss(
-            self.logits if logits is None else logits,
+            logits,
             targets,
             label_smoothing,
             class_weights=self.class_weights,
@@ -84,6 +90,8 @@ class Distiller(nn.Module):
         relates_images: True where a term compares the images of a batch with each other, so that
             the parts of a batch do not add up to its value. Batch norms, of a model or an adapter,
             are not meant: in training mode they relate images under any method.
+        tasks: of ``kdlab.datasets.Data`` that it can learn; a method that compares softmaxes can
+            learn "classes" alone.
         in_tournament: False for a method that the stored comparisons of lessons 01 to 03 leave
             out, because not every pair of models has what it reads: attention, exits, several
             teachers, another method.
@@ -100,6 +108,7 @@ class Distiller(nn.Module):
     labelled_terms: tuple[str, ...] = ()
     relates_images: bool = False
     in_tournament: bool = True
+    tasks: tuple[str, ...] = ("classes",)
 
     @property
     def needs_only_logits(self) -> bool:
@@ -233,6 +242,7 @@ class Wrapper(Distiller):
         self.needs_input_gradients = any(part.needs_input_gradients for part in parts)
         self.remembers_images = any(part.remembers_images for part in parts)
         self.complete = any(part.complete for part in parts)
+        self.tasks = tuple(task for task in TASKS if all(task in part.tasks for part in parts))
         self.relates_images = any(part.relates_images for part in parts)
         self.labelled_terms = self._labelled([part.labelled_terms for part in parts])
 
@@ -355,6 +365,7 @@ class LayerDistiller(Distiller):
     """
 
     complete = False
+    tasks = TASKS
 
     def __init__(self, layers: Layers, weight: float) -> None:
         super().__init__()

@@ -61,6 +61,8 @@ class DeepSupervision(LayerDistiller):
     labelled_terms = ("exit_hard",)
     in_tournament = False
 
+    tasks = ("classes",)
+
     def __init__(
         self,
         layers: Layers = ("stage1", "stage2"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
+from kdlab.datasets.data import TASKS
 from kdlab.distillers.adapters import match_size, resize
 from kdlab.distillers.base import Distiller, Outputs, checked_teacher, read_layers
 from kdlab.distillers.connectors import given, pair_shapes
@@ -77,6 +78,8 @@ class HierarchicalDistiller(Distiller):
     in_tournament = False  # few pairs of models have attention or as many tokens
     _read: tuple[str, ...] = ()  # at each layer: names in PARTS
     preferences: nn.Parameter | None
+
+    tasks = TASKS
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kdlab.datasets.data import TASKS
 from kdlab.distillers.base import Distiller, Outputs
 from kdlab.losses.checks import check_weight
 
@@ -20,6 +21,7 @@ class Labels(Distiller):
 
     needs_teacher = False
     labelled_terms = ("hard",)
+    tasks = TASKS
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

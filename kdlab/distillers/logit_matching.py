@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kdlab.datasets.data import TASKS
 from kdlab.distillers.base import Distiller, Outputs, teacher_logits
 from kdlab.losses import logit_matching_loss
 from kdlab.losses.checks import check_weight
@@ -26,6 +27,7 @@ class LogitMatching(Distiller):
     """
 
     labelled_terms = ("hard",)
+    tasks = TASKS
     in_tournament = False
 
     def __init__(self, weight: float = 1.0) -> None:

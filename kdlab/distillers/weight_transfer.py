@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
+from kdlab.datasets.data import TASKS
 from kdlab.distillers.base import Distiller, Outputs
 from kdlab.models import inherit
 from kdlab.models.blocks import BLOCKS
@@ -33,6 +34,8 @@ class WeightTransfer(Distiller):
     """
 
     complete = False
+
+    tasks = TASKS
 
     def __init__(self, importance: str = "l1", blocks: str = "spread", strict: bool = True) -> None:
         super().__init__()

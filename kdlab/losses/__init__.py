@@ -74,6 +74,12 @@ from kdlab.losses.soft_targets import (
     standardize_logits,
     ttm_loss,
 )
+from kdlab.losses.tasks import (
+    multi_label_loss,
+    sigmoid_target_loss,
+    value_loss,
+    value_target_loss,
+)
 
 __all__ = [
     "activation_boundary_loss",
@@ -115,6 +121,7 @@ __all__ = [
     "margin_gate",
     "median_gate",
     "mixture_loss",
+    "multi_label_loss",
     "neuron_selectivity_loss",
     "overhaul_loss",
     "probabilistic_transfer_loss",
@@ -122,12 +129,15 @@ __all__ = [
     "relational_angle_loss",
     "relational_distance_loss",
     "self_attention_relation",
+    "sigmoid_target_loss",
     "similarity_preserving_loss",
     "sobolev_loss",
     "soft_target_loss",
     "standardize_logits",
     "ttm_loss",
     "unchecked_values",
+    "value_loss",
+    "value_target_loss",
     "variational_information_loss",
     "weighted_samples",
     "wsld_gate",

@@ -19,6 +19,7 @@ from kdlab.metrics.quality import (
     kl_to_teacher,
     negative_log_likelihood,
     reliability,
+    scores,
 )
 from kdlab.metrics.similarity import cka, cka_matrix, probe_accuracy
 
@@ -47,4 +48,5 @@ __all__ = [
     "paired_difference",
     "probe_accuracy",
     "reliability",
+    "scores",
 ]

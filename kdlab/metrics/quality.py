@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdlab.losses import kl_divergence
+from kdlab.losses import kl_divergence, multi_label_loss
 
 Array = Tensor | NDArray
 
@@ -141,6 +141,30 @@ def evaluate(
         results["agreement"] = agreement(logits, teacher_logits)
         results["kl_to_teacher"] = kl_to_teacher(logits, teacher_logits)
     return results
+
+
+def scores(task: str, outputs: Array, targets: Array) -> dict[str, float]:
+    """What ``fit`` measures on validation data, by name.
+
+    Args:
+        task: as in ``kdlab.datasets.Data``. "classes": accuracy and nll; "labels": accuracy, the
+            fraction of all labels that are on the right side of 0.5, and nll, the mean binary
+            cross-entropy; "values": mse and r2, 1 − Σ squared errors / Σ squared deviations from
+            the mean, over all values.
+        outputs: ``[N, C]``.
+        targets: ``[N]`` whole numbers, or ``[N, C]`` floating for the other tasks.
+    """
+    if task == "classes":
+        return {
+            "accuracy": accuracy(outputs, targets),
+            "nll": negative_log_likelihood(outputs, targets),
+        }
+    z, y = torch.as_tensor(outputs), torch.as_tensor(targets)
+    if task == "labels":
+        right = (z > 0) == (y > 0.5)
+        return {"accuracy": float(right.double().mean()), "nll": float(multi_label_loss(z, y))}
+    error, spread = (z - y).double().square(), (y - y.mean(0)).double().square().sum()
+    return {"mse": float(error.mean()), "r2": 1 - float(error.sum() / spread.clamp(min=1e-300))}
 
 
 def _logits(name: str, logits: Array) -> Tensor:

@@ -287,9 +287,9 @@ def _convolve(f: Flow, func: Any, args: Any, kwargs: Any, out: Tensor) -> Lines:
             f.fix(line, f"a convolution of {groups} groups ties them together")
     if written is not None:
         f.writes[written] = True
-        if bias is not None and len(bias) == len(written):
+        if bias is not None and (groups == 1 or not transposed):
             f.unite(written, f.of(bias)[0], INPUT)
-        elif bias is not None:
+        else:
             f.fix_all(bias, f"a transposed convolution of {groups} groups ties them together")
     return (f.of(image)[0], written if groups == 1 or not transposed else None) + (None,) * len(
         kernel[2:]

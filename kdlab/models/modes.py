@@ -7,6 +7,7 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -36,7 +37,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def check_initialised(model: nn.Module) -> None:
     """Raise ValueError for a lazy layer that has no weights yet."""
     for name, weight in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(weight, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(weight):
             raise ValueError(
                 f"model: got {name} without a shape, expected weights; run one forward first, "
                 "which initialises lazy layers"

@@ -24,17 +24,21 @@ class Batches:
         device: torch.device,
         size: int = 1,
         class_weights: Tensor | None = None,
+        task: str = "classes",
     ) -> None:
         # rows of a [N, h, w, c] tensor, permuted, are channels-last batches at the cost of a gather
         self.are_images = split.x.dim() == 4
         rows = split.x.permute(0, 2, 3, 1) if self.are_images else split.x
         self.rows = rows.contiguous().to(device)
         self.labels = split.y.to(device)
-        self.label_weights = (self.labels >= 0).float()  # by which a mean over labels counts each
+        self.label_weights = split.labelled.float().to(
+            device
+        )  # by which a mean over labels counts each
         self.class_weights = None if class_weights is None else class_weights.to(device)
         if self.class_weights is not None:
             self.label_weights *= self.class_weights[self.labels.clamp(min=0)]
         self.size = size
+        self.task = task
         self.augment = augment
 
     def __call__(self, index: Tensor, view: int) -> Tensor:

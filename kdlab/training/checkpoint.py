@@ -72,17 +72,21 @@ def check_storable(states: Mapping[str, Mapping[str, Any]]) -> None:
     """
     for part, state in states.items():
         for name, value in state.items():
-            if type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided:
+            plain = type(value) in (Tensor, nn.Parameter) and not value.is_nested
+            if plain and value.layout == torch.strided:
                 continue
             buffer = io.BytesIO()
             try:
                 torch.save(value, buffer)
                 buffer.seek(0)
                 torch.load(buffer, weights_only=True)
+                if isinstance(value, Tensor) and value.is_nested:
+                    raise TypeError("load_state_dict of PyTorch cannot take nested tensors")
             except Exception as error:
+                layout = f" of layout {value.layout}" if isinstance(value, Tensor) else ""
                 raise ValueError(
-                    f"checkpoint: got a {type(value).__name__} as {name!r} in the state of the "
-                    f"{part}, expected tensors and plain values, as files are read without "
+                    f"checkpoint: got a {type(value).__name__}{layout} as {name!r} in the state of "
+                    f"the {part}, expected tensors and plain values that can be read without "
                     "unpickling objects; return such from get_extra_state, or leave checkpoint=None"
                 ) from error
 

@@ -12,6 +12,7 @@ import dis
 import enum
 import functools
 import hashlib
+import inspect
 import re
 import sys
 import types
@@ -49,7 +50,7 @@ def describe(value: Any, name: str = "value", unnamed: list[Any] | None = None) 
     Plain values are described by their repr, tensors and arrays by a hash, modules by class,
     settings and a hash of their state, functions by their qualified name and a hash of their code
     with what it reads, classes likewise, dataclasses by their fields, partials by their parts, any
-    other object by its own ``__repr__``. The code of PyTorch, NumPy and kdlab is left out.
+    other object by its own ``__repr__``. The code of installed packages is left out.
 
     Args:
         value: anything.
@@ -118,6 +119,7 @@ def check_trainable(model: Any, name: str = "model") -> None:
         raise ValueError(
             f"{name}: got {type(model).__name__}, expected a torch.nn.Module with parameters"
         )
+    model = unwrapped(model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for key, why, expected in (_unfit(key, tensor) for key, tensor in tensors.items()):
         if why:
@@ -217,6 +219,7 @@ class _Describer:
     unnamed: list[Any] | None
     own: set[int] = field(default_factory=set)
     under_way: list[int] = field(default_factory=list)
+    codes: dict[int, str] = field(default_factory=dict)  # of functions and classes that were seen
 
     def of(self, value: Any, name: str) -> str:
         """Return the description of ``value``; ``name`` is where it stands."""
@@ -327,12 +330,13 @@ class _Describer:
         state = {key.replace("_orig_mod.", ""): item for key, item in value.state_dict().items()}
         state |= {key: item for key, item in unsaved_buffers(value).items() if item is not None}
         states = "; ".join(f"{key} {self.of(state[key], f'{name}.{key}')}" for key in state)
-        inner = _Describer(self.unnamed, self.own | _own(value), self.under_way)
+        inner = _Describer(self.unnamed, self.own | _own(value), self.under_way, self.codes)
         return f"{_name(type(value))} {_digest(inner.settings(value, name))} {_digest(states)}"
 
     def settings(self, module: nn.Module, name: str) -> str:
         """Return class and settings of a module and of all within it; not their tensors."""
         lines = []
+        known = _Describer(None, self.own, self.under_way, self.codes)
         for path, part in module.named_modules(remove_duplicate=False):
             if "_orig_mod" in path.split("."):
                 path = ".".join(p for p in path.split(".") if p != "_orig_mod")
@@ -343,7 +347,8 @@ class _Describer:
                 f"{key}={self.of(item, f'{where}.{key}')}" for key, item in self._settings(part)
             )
             kind = f"{_name(type(part))}{self._code_of_class(type(part), where)}"
-            lines.append(f"{path} {kind}({listing})")
+            hooks = " ".join(known._hook(hook, where) for hook in _hooks(part))
+            lines.append(f"{path} {kind}({listing}){hooks}")
         return "\n".join(lines)
 
     def _settings(self, part: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -360,7 +365,10 @@ class _Describer:
             yield "code", part.code
             yield from ((k, t) for k, t in sorted(vars(part).items()) if isinstance(t, Tensor))
             return
-        moved = _moving_of_class(type(part))
+        moved = _moving_of_class(type(part), "forward")  # type: ignore[arg-type]
+        if isinstance(part, Distiller):  # made from models and data, which have their own entries
+            prepared = _moving_of_class(type(part), "prepare")  # type: ignore[arg-type]
+            moved = moved | (prepared - {*inspect.signature(type(part)).parameters})
         library = _is_library(type(part))
         for key, item in sorted(vars(part).items()):
             hidden = key[0] == "_" and (library or isinstance(part, Distiller))
@@ -369,10 +377,14 @@ class _Describer:
             exported = key == "forward" and _is_library(item)
             if not (key in OF_MODULES or key in moved or hidden or derived or exported):
                 yield key, item
-        for hooks in ("_forward_pre_hooks", "_forward_hooks"):
-            for hook in vars(part)[hooks].values():
-                if not str(getattr(hook, "__module__", "")).startswith("kdlab."):
-                    yield hooks, hook
+
+    def _hook(self, hook: Any, name: str) -> str:
+        """Return what a hook is; one without a name may only record, and is known by its code."""
+        try:
+            return f" hook {self.of(hook, name)}"
+        except ValueError:
+            code = self._code(hook, name) if isinstance(hook, types.FunctionType) else ""
+            return f" hook {_name(type(hook))}{code}"
 
     def _function(self, value: types.FunctionType, name: str) -> str:
         if "<lambda>" in value.__qualname__.split(".")[-1]:
@@ -385,47 +397,48 @@ class _Describer:
 
     def _code(self, value: types.FunctionType, name: str) -> str:
         """Return a hash of a function's code, its defaults and the globals that it reads."""
-        if _is_library(value):
+        if _is_installed(value):
             return ""
-        parts = [_code_text(value.__code__)]
-        parts.append(self.of((value.__defaults__, value.__kwdefaults__), f"{name}'s defaults"))
-        parts += self._globals(value.__code__, value.__globals__, name)
-        return f" {_digest(' '.join(parts))}"
+        if id(value) not in self.codes:
+            self.codes[id(value)] = ""  # where it calls itself
+            parts = [_code_text(value.__code__)]
+            parts.append(self.of((value.__defaults__, value.__kwdefaults__), f"{name}'s defaults"))
+            parts += self._globals(value.__code__, value.__globals__)
+            self.codes[id(value)] = f" {_digest(' '.join(parts))}"
+        return self.codes[id(value)]
 
-    def _globals(self, code: types.CodeType, scope: Mapping[str, Any], name: str) -> list[str]:
+    def _globals(self, code: types.CodeType, scope: Mapping[str, Any]) -> list[str]:
+        known = _Describer(None, self.own, [*self.under_way], self.codes)
         found = []
         for key in sorted(_names(code, "LOAD_GLOBAL", "LOAD_NAME") - moving(code)):
             item = scope.get(key, code)
             if item is code or isinstance(item, types.ModuleType | type):
                 continue
-            if isinstance(item, types.FunctionType):
-                if id(item) not in self.under_way:
-                    self.under_way.append(id(item))
-                    found.append(f"{key}{self._code(item, name)}")
-                    self.under_way.pop()
-                continue
             try:
-                found.append(f"{key}={_Describer(None, self.own, [*self.under_way]).of(item, key)}")
-            except ValueError:  # a logger, a generator: no part of what the function is
+                lambdas = isinstance(item, types.FunctionType)
+                found.append(f"{key}={known._code(item, key) if lambdas else known.of(item, key)}")
+            except ValueError:  # a generator, a lock: no part of what the function is
                 found.append(f"{key} {_name(type(item))}")
         return found
 
     def _code_of_class(self, kind: type, name: str) -> str:
         """Return a hash of the methods of a class that is not of a library, and of its bases."""
+        if id(kind) in self.codes:
+            return self.codes[id(kind)]
+        self.codes[id(kind)] = ""  # where its methods name it
         parts = []
         for base in kind.__mro__:
-            if _is_library(base) or id(base) in self.under_way:
+            if _is_installed(base):
                 continue
-            self.under_way.append(id(base))
             for key, item in sorted(vars(base).items()):
                 item = getattr(item, "fget", None) or getattr(item, "__func__", item)
                 if isinstance(item, types.FunctionType):
                     parts.append(f"{key} {_code_text(item.__code__)}")
-                    parts += self._globals(item.__code__, item.__globals__, name)
+                    parts += self._globals(item.__code__, item.__globals__)
                 elif not key.startswith("__") and isinstance(item, (*PLAIN, tuple, Tensor)):
                     parts.append(f"{key} {self.of(item, f'{name}.{key}')}")
-            self.under_way.pop()
-        return f" {_digest(' '.join(parts))}" if parts else ""
+        self.codes[id(kind)] = f" {_digest(' '.join(parts))}" if parts else ""
+        return self.codes[id(kind)]
 
     def _builtin(self, value: Any, name: str) -> str:
         owner = getattr(value, "__self__", None)
@@ -451,7 +464,7 @@ class _Describer:
             return f"{head}(file {_bytes(path.read_bytes())}{module})"
         if is_dataclass(value):
             entries = {each.name: getattr(value, each.name, None) for each in fields(value)}
-            return f"{head}({self._entries(entries, _moving_of_class(kind), name)})"
+            return f"{head}({self._entries(entries, kind, name)})"
         text = repr(value)
         if kind.__repr__ is not object.__repr__ and not ADDRESS.search(text):
             return f"{head} {_short(text)}"
@@ -468,9 +481,10 @@ class _Describer:
         entries |= {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)}
         if not entries and not (hasattr(value, "__dict__") and _is_python(kind)):
             return self._no_name(value, name, f"{shown}, which does not show what is in it")
-        return f"{head}({self._entries(entries, _moving_of_class(kind), name)})"
+        return f"{head}({self._entries(entries, kind, name)})"
 
-    def _entries(self, entries: Mapping[str, Any], moved: set[str], name: str) -> str:
+    def _entries(self, entries: Mapping[str, Any], kind: type, name: str) -> str:
+        moved = _moving_of_class(kind)
         return ", ".join(
             f"{key}={self.of(item, f'{name}.{key}')}"
             for key, item in entries.items()
@@ -502,6 +516,14 @@ def unsaved_buffers(module: nn.Module) -> dict[str, Tensor | None]:
     return found
 
 
+def _hooks(part: nn.Module) -> Iterator[Any]:
+    """Yield what a reader, or PyTorch, has a layer call; not what kdlab reads layers with."""
+    if not isinstance(part, torch.jit.ScriptModule | torch.fx.GraphModule):
+        for hook in [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]:
+            if not str(getattr(hook, "__module__", "")).startswith("kdlab."):
+                yield hook
+
+
 def _own(model: nn.Module) -> set[int]:
     parts: list[Any] = [*model.modules(), *model.parameters(), *model.buffers()]
     return {id(part) for part in parts}
@@ -515,6 +537,13 @@ def _name(thing: Any) -> str:
 
 def _is_library(thing: Any) -> bool:
     return str(getattr(thing, "__module__", "")).partition(".")[0] in LIBRARIES
+
+
+def _is_installed(thing: Any) -> bool:
+    """Whether it belongs to an installed package, whose version is no part of an identity."""
+    top = str(getattr(thing, "__module__", "")).partition(".")[0]
+    file = str(getattr(sys.modules.get(top), "__file__", ""))
+    return top in LIBRARIES or "site-packages" in file or "dist-packages" in file
 
 
 def _is_python(kind: type) -> bool:
@@ -562,7 +591,7 @@ def _code_text(code: types.CodeType) -> str:
     return f"{code.co_code.hex()} {names} {consts}"
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=4096)
 def moving(code: types.CodeType) -> set[str]:
     """Return the names of attributes and globals that a piece of code changes.
 
@@ -590,8 +619,9 @@ def moving(code: types.CodeType) -> set[str]:
     return found
 
 
-def _moving_of_class(kind: type) -> set[str]:
-    """Return the attributes that a call of an instance changes: in ``forward``, and what it calls.
+@functools.lru_cache(maxsize=1024)
+def _moving_of_class(kind: type, start: str = "__call__") -> set[str]:
+    """Return the attributes that a method changes, or another that it calls.
 
     A method that only a reader calls, such as ``set_temperature``, makes a setting of none.
     """
@@ -603,7 +633,7 @@ def _moving_of_class(kind: type) -> set[str]:
         for key, item in vars(base).items()
         if isinstance(item, types.FunctionType)
     }
-    waiting = ["forward", "__call__"]
+    waiting = [start]
     while waiting:
         code = methods.pop(waiting.pop(), None)
         if code is not None:

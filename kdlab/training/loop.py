@@ -22,7 +22,7 @@ from kdlab.datasets.views import Augmentation
 from kdlab.distillers import Distiller
 from kdlab.losses.checks import check_kind, check_positive, unchecked_values
 from kdlab.losses.labels import check_class_weights
-from kdlab.metrics import accuracy, negative_log_likelihood
+from kdlab.metrics import scores
 from kdlab.models import WithOutput
 from kdlab.models.modes import device_of
 from kdlab.models.outputs import Output
@@ -55,6 +55,11 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
 }
 WARM_UPS = {"cosine": 0.1, "steps": 0.0}  # fraction of all steps in which the learning rate climbs
+SUITED = {  # where softmaxes say nothing
+    "classes": "such as SoftTargets()",
+    "labels": "such as SigmoidTargets()",
+    "values": "such as ValueTargets()",
+}
 DROPS = (5 / 8, 3 / 4, 7 / 8)  # of all epochs: 150, 180, 210 of 240, as is published
 
 
@@ -212,7 +217,8 @@ def fit(
             kept.
         teacher_outputs: such answers, made before with ``TeacherOutputs.build``.
         checkpoint: a file, written after each epoch and when interrupted.
-        validate: measure ``val_accuracy`` and ``val_nll`` after each epoch (else after the last).
+        validate: measure ``val_accuracy`` and ``val_nll`` (of values ``val_mse`` and ``val_r2``)
+            after each epoch, else after the last.
         callbacks: called with a ``Moment`` after each step, on every rank.
         progress: show a progress bar.
 
@@ -257,7 +263,7 @@ def fit(
         stack.enter_context(unchecked_values())
         seed_generators(plan.seed, target)
         stack.callback(lambda: model.to(home).eval())
-        batches = Batches(data.train, augment, target, size, weights)
+        batches = Batches(data.train, augment, target, size, weights, data.task)
         modules = {"model": model.to(target)}
         first = data.train.x[: min(size, SAMPLES)]
         check_outputs(Forward(model, output), first, data.num_classes, target)
@@ -309,10 +315,8 @@ def fit(
             if not (validate or state.epoch == epochs):
                 return {}
             logits = ranks.predict(model, data.val.x, device=target, output=output)
-            return {
-                "val_accuracy": accuracy(logits, data.val.y),
-                "val_nll": negative_log_likelihood(logits, data.val.y),
-            }
+            found = scores(data.task, logits, data.val.y)
+            return {f"val_{name}": value for name, value in found.items()}
 
         def tell(terms: dict[str, Tensor], epoch: int, number: int) -> None:
             bar.advance()
@@ -447,6 +451,8 @@ def _check_options(clip: float | None, micro_batch: int | None, output: Output |
 def _class_weights(given: Sequence[float] | Tensor | None, data: Data) -> Tensor | None:
     if given is None:
         return None
+    if data.task != "classes":
+        raise ValueError(f"class_weights: got some for the task {data.task!r}, expected None")
     try:
         weights = torch.as_tensor(given, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -512,7 +518,13 @@ def _check(
         raise ValueError("teacher: it is the student itself; give copy.deepcopy(model)")
     if distiller is not None and distiller.needs_teacher and teacher is None:
         raise ValueError(f"teacher: {type(distiller).__name__} needs one, and none came")
-    if distiller is None and not (data.train.y >= 0).any():
+    if distiller is not None and data.task not in distiller.tasks:
+        raise ValueError(
+            f"distiller: got {type(distiller).__name__} for data of the task {data.task!r}, "
+            f"expected a method for it, {SUITED[data.task]}; {type(distiller).__name__} is for "
+            f"{' and '.join(distiller.tasks) or 'no task, as its parts have none in common'}"
+        )
+    if distiller is None and not data.train.labelled.any():
         raise ValueError("data: no training image has a label, and there is no teacher to ask")
     if teacher is None or isinstance(teacher, nn.Module):
         return teacher

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Data
+from kdlab.datasets.checks import check_inputs, check_labels
 from kdlab.distillers import Distiller, Outputs
 from kdlab.distillers.base import Scaled, Sum
 from kdlab.losses import hard_label_loss
@@ -29,8 +30,8 @@ Slope = Callable[..., Tensor]
 def stackable(model: nn.Module, distiller: Distiller | None) -> bool:
     """Say whether ``fit_stacked`` can train this student: a ReLU MLP, a method on logits alone.
 
-    Methods that prepare something, such as the student's weights, or that measure something
-    besides their terms are left to ``fit``.
+    All its parameters are trained, and in single precision. Methods that prepare something, such as
+    the student's weights, or that measure something besides their terms are left to ``fit``.
     """
     plain = distiller is None or (
         distiller.needs_only_logits
@@ -38,7 +39,8 @@ def stackable(model: nn.Module, distiller: Distiller | None) -> bool:
         and not any(True for _ in distiller.parameters())
         and not any(map(_is_more_than_terms, distiller.modules()))
     )
-    return isinstance(model, MLP) and isinstance(model.activation, nn.ReLU) and plain
+    usual = all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+    return isinstance(model, MLP) and isinstance(model.activation, nn.ReLU) and usual and plain
 
 
 def fit_stacked(
@@ -68,7 +70,7 @@ def fit_stacked(
 
     Raises:
         ValueError: models that cannot be stacked, not one seed per model, or an argument out of
-            its range.
+            its range, labels or inputs that cannot be learned from.
     """
     if len(models) != len(seeds) or not models:
         raise ValueError(f"seeds: {len(seeds)} came, expected one for each of {len(models)} models")
@@ -76,6 +78,8 @@ def fit_stacked(
         raise ValueError("models: only MLPs with ReLU and methods on logits alone can be stacked")
     for seed in seeds:
         check_budget(epochs, batch_size, lr, optimizer, weight_decay, seed)
+    check_labels(data)
+    check_inputs(data)
     keep_pages()
     same_place = list(zip(*(_linears(model) for model in models), strict=True))
     layers = [

@@ -21,7 +21,7 @@ from kdlab.training.history import History
 from kdlab.training.identity import unsaved_buffers
 from kdlab.training.step import add_up
 
-RESERVED = {"epoch", "loss", "lr", "val_accuracy", "val_nll"}
+RESERVED = {"epoch", "loss", "lr", "val_accuracy", "val_nll", "val_mse", "val_r2"}
 
 
 class State:

@@ -176,7 +176,8 @@ class Step:
         with autocast(images.device, self.precision):
             logits = self.call_model(images)
         taps = {name: self.taps[name] for name in self.taps}
-        return Outputs(logits, taps, images, index, progress, self.batches.class_weights)
+        batches = self.batches
+        return Outputs(logits, taps, images, index, progress, batches.class_weights, batches.task)
 
     def call_model(self, images: Tensor) -> Tensor:
         """Return the student's logits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from kdlab.distillers.class_mapping import ClassMapping
 from kdlab.metrics import evaluate
 from kdlab.training.device import pick_device
 from kdlab.training.distributed import Alone, join
+from kdlab.training.divergence import Diverged
 from kdlab.training.loop import fit
 from kdlab.training.predict import predict
 from kdlab.training.progress import Progress
@@ -79,6 +81,8 @@ def study(
             not ``seed``, ``teacher_outputs`` (a study sees to both) and ``checkpoint`` (one file
             cannot serve all runs; ``kdlab sweep`` goes on where it was).
 
+    A run whose loss or weights are no longer finite has NaN in its row, and a warning names it.
+
     Returns:
         One row per setting and seed: ``setting, seed``, the metrics of ``metrics.evaluate`` on
         the test split (with ``agreement`` and ``kl_to_teacher`` where there is a teacher), and
@@ -130,8 +134,16 @@ def _run_all(
             apart[name] = line
             continue
         for model, seed in zip(models, seeds, strict=True):
-            val = evaluate(predict(model, line.data.val.x, device="cpu"), line.data.val.y)
-            yield _measured(name, line, seed, model, val["accuracy"])
+            logits = predict(model, line.data.val.x, device="cpu")
+            val = evaluate(logits, line.data.val.y)["accuracy"]
+            if not logits.isfinite().all():
+                warnings.warn(
+                    f"setting {name!r}, seed {seed}: its weights became NaN or infinite; take a "
+                    "smaller lr",
+                    stacklevel=3,
+                )
+                val = math.nan
+            yield _measured(name, line, seed, model, val)
     jobs = [(name, line, seed) for seed in seeds for name, line in apart.items()]
     on_cpu = all(_on_cpu(line) for line in apart.values())
     # a sweep divides the cores among its kernels
@@ -158,10 +170,12 @@ def _ask_each_teacher_once(lines: dict[str, Line]) -> dict[str, Line]:
             ranks, device = _place(line)
             place = (id(line.teacher), id(line.data.test.x))
             if place not in tested:
-                tested[place] = ranks.predict(teacher, line.data.test.x, device=device)
+                tested[place] = ranks.predict(
+                    teacher, line.data.test.x, device=device, output=line.options.get("output")
+                )
             line = replace(line, answers=_as_told(line.distiller, tested[place]))
             place = (id(line.teacher), id(line.data))
-            if _asks_for_logits(line) and line.options.get("augment") is None:
+            if _asks_for_logits(line) and not line.options.keys() & {"augment", "output"}:
                 if place not in trained:
                     trained[place] = TeacherOutputs.build(
                         teacher, line.data, device=device, ranks=ranks
@@ -215,15 +229,19 @@ def _train_stacked(name: str, line: Line, seeds: list[int]) -> list[nn.Module] |
 def _row(name: str, line: Line, seed: int) -> dict[str, Any]:
     model = build_student(line.student, line.data, seed)
     options = {"validate": False, **line.options}
-    run = fit(
-        model,
-        line.data,
-        line.distiller,
-        teacher=line.teacher if line.asks_teacher else None,
-        seed=seed,
-        teacher_outputs=line.outputs,
-        **options,
-    )
+    try:
+        run = fit(
+            model,
+            line.data,
+            line.distiller,
+            teacher=line.teacher if line.asks_teacher else None,
+            seed=seed,
+            teacher_outputs=line.outputs,
+            **options,
+        )
+    except Diverged as error:
+        warnings.warn(f"setting {name!r}, seed {seed}: {error}", stacklevel=2)
+        return _measured(name, line, seed, model, math.nan)
     if run.interrupted:
         raise KeyboardInterrupt
     return _measured(name, line, seed, model, run.history.last["val_accuracy"])
@@ -269,6 +287,9 @@ def _measured(
     name: str, line: Line, seed: int, model: nn.Module, val_accuracy: float
 ) -> dict[str, Any]:
     ranks, device = _place(line)
-    logits = ranks.predict(model, line.data.test.x, device=device)
+    output = line.options.get("output")
+    logits = ranks.predict(model, line.data.test.x, device=device, output=output)
     scores = evaluate(logits, line.data.test.y, line.answers)
+    if math.isnan(val_accuracy):
+        scores = dict.fromkeys(scores, math.nan)
     return {"setting": name, "seed": seed, **scores, "val_accuracy": val_accuracy}

@@ -187,7 +187,10 @@ def _train_and_keep(
 
 
 def _keep(model: nn.Module, card: dict[str, Any], path: Path) -> None:
-    weights = save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+    state = model.state_dict()  # copies, as tied weights share memory, which no file may
+    weights = save(
+        {key: item.clone(memory_format=torch.contiguous_format) for key, item in state.items()}
+    )
     card |= {"sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights)}
     with atomic_write(path) as temporary:
         temporary.write_bytes(weights)

@@ -118,6 +118,15 @@ def test_fingerprint(colour):
     assert len({d.fingerprint for d in changed}) == len(changed)
 
 
+def test_fingerprint_of_any_type(colour):
+    data, _ = colour
+    prints = set()
+    for kind in (torch.float64, torch.bfloat16, torch.float16):
+        splits = [Split(s.x.to(kind), s.y) for s in (data.train, data.val, data.test)]
+        prints.add(Data("n", *splits, data.classes, data.mean, data.std, {}).fingerprint)
+    assert len(prints | {data.fingerprint}) == 4
+
+
 def test_frozen_and_pickles(colour):
     data, _ = colour
     data.fingerprint  # noqa: B018

@@ -257,9 +257,10 @@ class Doubled(Scaled):
 
 def test_models_of_equal_weights_are_told_apart(tmp_path):
     others = [Scaled(), Scaled(2.0), Scaled(act=torch.tanh), Scaled(hidden=1.0), Doubled()]
-    hooked = Scaled()
+    hooked, recorded = Scaled(), Scaled()
     hooked.register_forward_hook(decorated)
-    assert len({*map(fingerprint, [*others, hooked])}) == 6
+    recorded.register_forward_hook(lambda module, inputs, output: SEEN.append(len(output)))
+    assert len({*map(fingerprint, [*others, hooked, recorded])}) == 7
     asked = Scaled()
     asked(DATA.test.x)
     assert fingerprint(asked) == fingerprint(others[0])  # a count of calls is no setting
