@@ -13,7 +13,7 @@ from kdlab.distillers.soft_targets import SoftTargets
 from kdlab.losses import map_classes
 from kdlab.losses.logits import Classes, class_groups
 from kdlab.models import logits_of
-from kdlab.models.modes import device_of
+from kdlab.models.modes import inputs_for
 
 
 class ClassMapping(Wrapper):
@@ -54,13 +54,13 @@ class ClassMapping(Wrapper):
         if self.classes is None:
             return super().prepare(student, teacher, train)
         teacher, images = given(teacher), train.x[:2]
-        have = logits_of(student(images.to(device_of(student))), "model").shape[-1]
+        have = logits_of(student(inputs_for(student, images)), "model").shape[-1]
         if have != len(self.classes):
             raise ValueError(
                 f"classes: got {len(self.classes)} entries, expected {have}, one for each class of "
                 "the student"
             )
-        self.map(logits_of(teacher(images.to(device_of(teacher))), "teacher"))
+        self.map(logits_of(teacher(inputs_for(teacher, images)), "teacher"))
         # A method that asks the teacher while it prepares must hear of the student's classes.
         hook = teacher.register_forward_hook(
             lambda module, inputs, returned: self.map(logits_of(returned, "teacher"))

@@ -13,7 +13,7 @@ from kdlab.distillers.connectors import dtype_of
 from kdlab.losses import soft_target_loss
 from kdlab.losses.checks import check_kind, check_positive, check_weight
 from kdlab.models import logits_of
-from kdlab.models.modes import device_of
+from kdlab.models.modes import device_of, inputs_for
 
 
 class MutualLearning(Distiller):
@@ -112,7 +112,7 @@ def check_peer(peer: nn.Module, student: nn.Module, train: Split) -> None:
             f"peer: got a model of {dtype_of(peer)}, expected the student's {dtype_of(student)}; "
             "convert it, as in peer.to(torch.float32)"
         )
-    images = train.x[:2].to(device_of(student))
+    images = inputs_for(student, train.x[:2])
     wanted = logits_of(student(images), "model").shape
     try:
         shape = logits_of(peer(images), "peer").shape

@@ -17,7 +17,7 @@ from kdlab.distillers.connectors import (
     read_maps,
 )
 from kdlab.losses import batch_norm_margin, overhaul_loss
-from kdlab.models.modes import device_of
+from kdlab.models.modes import inputs_for
 from kdlab.models.positions import norm_before
 
 BATCH = 256
@@ -79,7 +79,7 @@ class Overhaul(LayerDistiller):
 
 def margin_before(teacher: nn.Module, tap: str, train: Split) -> Tensor:
     """Return the mean ``[c]`` of a layer's negative values, from a batch norm or from images."""
-    norm = norm_before(teacher, tap, train.x[:1].to(device_of(teacher)))
+    norm = norm_before(teacher, tap, inputs_for(teacher, train.x[:1]))
     if isinstance(norm, nn.BatchNorm2d) and norm.affine:
         return batch_norm_margin(norm)
     return measured_margin(teacher, tap, train)

@@ -14,7 +14,7 @@ from kdlab.distillers.connectors import dtype_of, given, map_shapes
 from kdlab.losses import hint_loss
 from kdlab.losses.checks import check_count, compute_dtype
 from kdlab.models import Taps, logits_of
-from kdlab.models.modes import device_of
+from kdlab.models.modes import device_of, inputs_for
 from kdlab.models.taps import check_path
 
 IMAGES = 64  # of the teacher's features, to see whether they are ever negative
@@ -79,7 +79,7 @@ class ReusedClassifier(LayerDistiller):
         self.reused = copy.deepcopy(checked_classifier(teacher, self.classifier))
         self.reused.requires_grad_(False).eval()
         with Taps(teacher, [path]) as taps:
-            logits = logits_of(teacher(train.x[:IMAGES].to(device_of(teacher))), "teacher")
+            logits = logits_of(teacher(inputs_for(teacher, train.x[:IMAGES])), "teacher")
             features = taps[path]
         check_answer(self.reused, features, logits, path, self.classifier)
         self.size = tuple(min(*sides) for sides in zip(mine[2:], theirs[2:], strict=True))

@@ -12,7 +12,7 @@ from kdlab.distillers.base import LayerDistiller, Layers, Outputs, checked_teach
 from kdlab.distillers.connectors import given, map_shapes
 from kdlab.losses import hierarchical_context_loss
 from kdlab.models import preactivation
-from kdlab.models.modes import device_of
+from kdlab.models.modes import inputs_for
 
 MOST_CHANNELS = 512  # of the space in which layers are fused
 
@@ -44,7 +44,7 @@ class Review(LayerDistiller):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
         """Find what the teacher has before its activations, and build one fusion per pair."""
-        example = train.x[:1].to(device_of(student))
+        example = inputs_for(student, train.x[:1])
         self._read = tuple(
             (path, preactivation(given(teacher), other, example)) for path, other in self.layers
         )

@@ -14,7 +14,7 @@ from kdlab.losses import hard_target_loss, soft_target_loss
 from kdlab.losses.checks import check_positive
 from kdlab.models import Taps, logits_of
 from kdlab.models.exits import mean_over_places
-from kdlab.models.modes import device_of
+from kdlab.models.modes import device_of, inputs_for
 
 AVERAGES = ("probabilities", "logits")
 
@@ -73,7 +73,7 @@ class TwoHeads(Distiller):
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
         """Build the second head, or look at the one that the student has."""
         with Taps(student, [self._path]) as taps:
-            logits = logits_of(student(train.x[:2].to(device_of(student))), "model")
+            logits = logits_of(student(inputs_for(student, train.x[:2])), "model")
             read = taps[self._path]
         if self.head is not None:
             if read.shape != logits.shape:
