@@ -23,8 +23,8 @@ lab: $(READY)            ## open the course
 	$(BIN)/jupyter lab $(ROOT) notebooks/00_start_here.ipynb
 
 test: $(READY)           ## everything that is proved
-	$(BIN)/ruff check kdlab tests notebooks tools benchmarks
-	$(BIN)/ruff format --check kdlab tests tools benchmarks
+	$(BIN)/ruff check kdlab tests notebooks tools benchmarks experiments
+	$(BIN)/ruff format --check kdlab tests tools benchmarks experiments
 	$(BIN)/mypy kdlab
 	$(BIN)/python tools/prove.py
 

@@ -1,12 +1,18 @@
-"""Files that are whole or absent: atomic writes, and the folder for what can be made again."""
+"""Files: atomic writes, files that strangers wrote, the folder for what can be made again."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+import math
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -33,6 +39,55 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return what a JSON file holds, whoever wrote it: only values that can be worked with.
+
+    NaN and infinities are None, whole numbers beyond 64 bits are floats, halves of characters are
+    replaced.
+
+    Raises:
+        ValueError: no file of bytes (a pipe, a device), no UTF-8, no JSON, or nested too deeply.
+        OSError: the file cannot be read.
+    """
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise ValueError(f"{path} is no regular file")
+    text = Path(path).read_text(encoding="utf-8-sig")
+    try:
+        found = json.loads(
+            text,
+            parse_float=_finite,
+            parse_int=lambda digits: int(digits) if len(digits) < 19 else _finite(digits),
+            parse_constant=lambda name: None,
+        )
+        if "\\ud" in text.lower():
+            whole = json.dumps(found, ensure_ascii=False).encode("utf-16", "surrogatepass")
+            found = json.loads(whole.decode("utf-16", "replace"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+    return found
+
+
+def safe_name(text: str, longest: int = 120) -> str:
+    """Return a text as part of a file's name; what would fall together is told apart by a hash."""
+    plain = re.sub(r"[^\w.\-]+", "_", text)
+    if plain == text and len(plain) <= longest and plain.strip("."):
+        return plain
+    return f"{plain[: longest - 9].strip('.')}-{short_hash(text, 8)}"
+
+
+def short_hash(value: Any, digits: int = 12) -> str:
+    """Return a short hash of anything that JSON can hold, or else of its ``repr``."""
+    try:
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(value)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:digits]
+
+
+def _finite(digits: str) -> float | None:
+    return number if math.isfinite(number := float(digits)) else None
+
+
 def project_folder() -> Path | None:
     """Return the checkout that holds this package, or None when it is installed elsewhere."""
     root = Path(__file__).resolve().parent.parent
@@ -42,10 +97,18 @@ def project_folder() -> Path | None:
 def cache_folder() -> Path:
     """Return the folder for downloads and for all that can be made again (it may not exist yet).
 
-    ``KDLAB_DATA_DIR`` if set; else ``data/cache`` of the checkout; else ``~/.cache/kdlab``.
+    ``KDLAB_DATA_DIR`` if set; else ``data/cache`` of the checkout; else ``~/.cache/kdlab``, or a
+    folder for temporary files where there is no home, or none that can be read.
     """
     if chosen := os.environ.get("KDLAB_DATA_DIR"):
-        return Path(chosen).expanduser()
+        with contextlib.suppress(RuntimeError):  # nobody's home
+            return Path(chosen).expanduser()
+        return Path(chosen)
     if (root := project_folder()) and os.access(root / "data", os.W_OK):
         return root / "data" / "cache"
-    return Path.home() / ".cache" / "kdlab"
+    try:
+        home = Path.home()
+        (home / ".cache" / "kdlab").exists()
+    except (RuntimeError, OSError):
+        home = Path(tempfile.gettempdir()) / f"home-{getattr(os, 'getuid', int)()}"
+    return home / ".cache" / "kdlab"

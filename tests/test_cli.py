@@ -171,8 +171,9 @@ def test_a_run_has_its_own_folder_and_leaves_the_lesson_alone(tmp_path, kdlab):
     code, told = kdlab("run", "01", "-p", "temperature=2", "-p", "seed=3", "--profile", "fast")
     assert code == 0, told
     (output,) = tmp_path.glob("build/runs/*/01_tiny.ipynb")
-    assert output.parent.name == "01_tiny--profile-fast--seed-3--temperature-2.0"
-    report = json.loads((output.parent / "tiny.json").read_text())
+    assert output.parent.name.startswith("01_tiny--profile-fast--seed-3--temperature-2.0-")
+    (record,) = output.parent.glob("01_tiny-*.json")
+    report = json.loads(record.read_text())
     assert report["records"] == [{"name": "softness", "value": 5.0}]
     assert lesson.read_bytes() == before and "KDLAB_RECORDS" not in os.environ
 

@@ -3,15 +3,18 @@
 Heavy packages are imported inside the commands, so that ``kdlab --help`` answers at once.
 """
 
+import io
+import re
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from kdlab.cli import bulk, classroom
@@ -19,6 +22,13 @@ from kdlab.cli import bulk, classroom
 
 class Commands(TyperGroup):
     """The group of commands: wrong input ends with a sentence and status 1, not a traceback."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run; what a terminal has no letter for, as cp1252 or ASCII, is a question mark there."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; what :mod:`kdlab` or the disk refuses is told in its own words."""
@@ -37,8 +47,9 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 data_app = typer.Typer(invoke_without_command=True, help="The data sets, and which are here.")
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+# names of files and lessons are words, whatever brackets they have
+console = Console(highlight=False, soft_wrap=True, markup=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 Version = Annotated[bool, typer.Option("--version", is_eager=True, help="Say which, and end.")]
 Profile = Annotated[str | None, typer.Option(help="Short for -p profile=…: fast or full")]
@@ -68,13 +79,13 @@ def doctor_command() -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for finding in findings:
         colour = COLOURS[finding.state]
-        table.add_row(f"[{colour}]{finding.state}[/]", finding.name, escape(finding.found))
+        table.add_row(Text(finding.state, colour), finding.name, finding.found)
         if finding.advice:
-            table.add_row("", "", f"[{colour}]→[/] {escape(finding.advice)}")
+            table.add_row("", "", Text("→ ", colour) + Text(finding.advice, "default"))
     console.print(table)
     wishes = sum(finding.state == CHANGE for finding in findings)
     if not is_fit(findings):
-        console.print("[red]Something that the lessons need is missing; see above.[/]")
+        console.print("Something that the lessons need is missing; see above.", style="red")
         raise typer.Exit(1)
     console.print(
         "All that the lessons need is here." + (f" {wishes} to improve." if wishes else "")
@@ -89,20 +100,22 @@ def run(
     ] = None,
     profile: Profile = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="OUT.ipynb")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     timeout: Timeout = 600,
 ) -> None:
     """Run one lesson with your parameters through papermill; the lesson itself is not changed."""
-    from kdlab.cli.running import LessonFailed, find_lesson, run_lesson, run_name
+    from kdlab.cli.running import LessonFailed, find_lesson, own_folder, run_lesson, run_name
 
     lesson = find_lesson(notebook)
     given = split_assignments(parameters or [], "-p seed=1")
     if profile is not None:
         given["profile"] = profile
     values = checked_values(lesson, given)
-    # a folder per run: the records of two runs of one lesson have the same name
-    target = output or Path("build/runs") / run_name(lesson, values) / lesson.name
-    if target.resolve() == lesson.resolve():
-        raise ValueError(f"output: {target} is the lesson itself; choose another path")
+    if output and output.exists() and output.samefile(lesson):
+        raise ValueError(f"output: {output} is the lesson itself; choose another path")
+    if output and output.exists() and not force:
+        raise ValueError(f"output: {output} is there already; --force overwrites it")
+    target = output or own_folder(run_name(lesson, values)) / lesson.name
     start = time.perf_counter()
     try:
         run_lesson(lesson, target, values, timeout=timeout)
@@ -129,7 +142,7 @@ def course(
     plan = [(path, checked_values(path, {"profile": profile} if profile else {})) for path in found]
     rows: list[pages.Row] = []
     failures: list[str] = []
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("lessons", total=len(plan))
         for path, values in plan:
@@ -207,8 +220,8 @@ def teachers_command(
 
 
 def complain(what: object) -> None:
-    """Print an error's own words on stderr."""
-    errors.print(str(what), style="red", markup=False)
+    """Print an error's own words on stderr; letters that would steer a terminal are shown as ?."""
+    errors.print(re.sub(r"[^\S\n\t ]|[\x00-\x08\x0e-\x1f\x7f-\x9f]", "?", str(what)), style="red")
 
 
 def split_assignments(words: list[str], example: str) -> dict[str, str]:
@@ -256,10 +269,9 @@ def data_state(name: str) -> str:
 def _read(path: Path) -> Any:
     import nbformat
 
-    try:
-        return nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError):
-        raise ValueError(f"notebook: {path} is not a Jupyter notebook") from None
+    from kdlab.cli.runs import read_notebook
+
+    return nbformat.from_dict(read_notebook(path))
 
 
 def _circumstances(profile: str | None) -> str:

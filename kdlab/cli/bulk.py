@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from kdlab.cli.sweep import Order
 
 ADVICE = "the same command goes on where this one was"
+GRID = (
+    "Values to try; 0..4 are five whole numbers; a text with a comma, or an empty one, stands in "
+    'quotes inside those of the shell: -g \'note="a, b",""\'. Repeat it.'
+)
 STEADY = 24 * 3600  # seconds over which the bar averages: runs are long, and not all alike
 
 
@@ -33,7 +37,7 @@ def sweep(
     notebook: Annotated[str, typer.Argument(help="A path, or the start of a lesson's name: 01")],
     grid: Annotated[
         list[str] | None,
-        typer.Option("--grid", "-g", metavar="NAME=A,B,...", help="Values to try. Repeat it."),
+        typer.Option("--grid", "-g", metavar="NAME=A,B,...", help=GRID),
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, max=10_000, help="Seeds 0 to N - 1.")] = None,
     profile: Annotated[
@@ -81,13 +85,16 @@ def sweep(
     threads = threads_each(jobs, cores) if scheduler in (None, "local") else None
     order = Order(timeout, threads, again, retry)
     check_data(planned)
-    there, missing = look_up(planned, order)
+    there, missing, stale = look_up(planned, order)
     where = f"on {scheduler}" if threads is None else f"{jobs} at a time"
     cli.console.print(f"{out}: {counted(len(planned), 'run')}, {len(there)} there already, {where}")
     if dry_run:
         for run in missing:
-            cli.console.print(f"to be made: {run}", markup=False)
+            why = f": stale, {stale[run.name]} changed since" if run.name in stale else ""
+            cli.console.print(f"to be made: {run}{why}")
         return
+    for run in [run for run in missing if run.name in stale]:
+        cli.complain(f"stale: {run}, {stale[run.name]} changed since; it is made again")
     out.mkdir(parents=True, exist_ok=True)
     outcomes = list(there)
     try:
@@ -140,6 +147,8 @@ def report(
     except (LessonFailed, OSError) as error:
         cli.complain(error)
         raise typer.Exit(1) from None
+    for path, why in table.attrs["skipped"].items():
+        cli.complain(f"skipped, no run: {path}: {why}")
     ends = table.drop_duplicates("run")["status"]
     failed = f"({(ends == 'failed').sum()} failed)"
     counts = f"{counted(len(ends), 'run')} {failed}, {counted(len(table), 'row')}"
@@ -164,10 +173,11 @@ def _outcomes(
 
 def check_data(planned: list[Run]) -> None:
     """Raise ValueError if a data set is a path where nothing is; each run would find it out."""
-    paths = {(run.lesson.parent, str(run.values.get("dataset", ""))) for run in planned}
+    from kdlab.cli.runs import DATA, looks_like_path
+
+    paths = {(run.lesson.parent, str(run.values.get(DATA, ""))) for run in planned}
     for folder, text in sorted(paths):
-        is_path = "/" in text or "\\" in text or bool(Path(text).suffix)
-        if is_path and not (folder / Path(text).expanduser()).exists():
+        if looks_like_path(text) and not (folder / Path(text).expanduser()).exists():
             raise ValueError(f"parameter dataset = {text!r}: there is no such file or folder")
 
 
@@ -206,7 +216,5 @@ def _conclude(outcomes: list[Outcome], out: Path) -> None:
         words += f" ({len(old)} of them before; --retry makes them anew)"
         for reason, times in Counter(outcome.reason for outcome in old).items():
             complain(f"failed before, {counted(times, 'time')}: {reason}")
-    if stale := sum(outcome.stale for outcome in outcomes):
-        complain(f"the notebook has changed since {stale} of the runs; --again makes all anew")
     console.print(f"{out}: {counted(len(outcomes), 'run')}: {words}")
     raise typer.Exit(bool(failed))

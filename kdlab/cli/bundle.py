@@ -69,7 +69,7 @@ def contents(
         for path in sorted((root / folder).rglob("*")):
             inner = path.relative_to(root)
             hidden = any(part.startswith((".", "__pycache__")) for part in inner.parts)
-            if path.is_file() and not hidden and path.suffix != ".pyc":
+            if path.is_file() and not path.is_symlink() and not hidden and path.suffix != ".pyc":
                 found[inner.as_posix()] = path
     if student:
         found.pop(FOR_TEACHERS, None)

@@ -42,9 +42,9 @@ def progress(
         complain(told)
     chosen(None, lessons)  # says so where there are none
     for lesson, (solved, *cells) in kept.table(entries, lessons).iterrows():
-        console.print(f"{lesson}: {solved}", style="bold", markup=False)
+        console.print(f"{lesson}: {solved}", style="bold")
         for cell in filter(None, cells):
-            console.print(f"  {cell}", markup=False)
+            console.print(f"  {cell}")
     state = "" if file.exists() else " (nothing yet)"
     console.print(f"kept in {file}{state}; `kdlab progress --reset` deletes it")
 
@@ -162,9 +162,8 @@ def chosen(names: list[str] | None, folder: Path) -> list[Path]:
     """
     from kdlab.cli.running import find_lesson
 
-    found = (
-        [find_lesson(name, folder) for name in names] if names else sorted(folder.glob("*.ipynb"))
-    )
+    there = sorted(filter(Path.is_file, folder.glob("*.ipynb")))
+    found = [find_lesson(name, folder) for name in names] if names else there
     if not found:
         raise ValueError(f"lessons: no notebook in {folder}; run from the project's folder")
     return list(dict.fromkeys(found))

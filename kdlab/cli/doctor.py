@@ -109,7 +109,7 @@ def check_cache() -> Iterator[Finding]:
     from kdlab.files import cache_folder
 
     folder = cache_folder()
-    existing = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    existing = _existing(folder.absolute())
     free = shutil.disk_usage(existing).free
     found = f"{folder}, {free / GIB:.1f} GiB free"
     elsewhere = "set KDLAB_DATA_DIR to a folder"
@@ -128,6 +128,10 @@ def check_kernel() -> Iterator[Finding]:
     advice = "python -m ipykernel install --sys-prefix --name python3"
     try:
         command = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except PermissionError as error:  # a home that cannot be read
+        advice = "set JUPYTER_DATA_DIR, JUPYTER_CONFIG_DIR and IPYTHONDIR to folders of your own"
+        yield Finding("kernel", CHANGE, f"{error.filename} cannot be read", advice)
+        return
     except NoSuchKernel:
         yield Finding("kernel", MISSING, "no kernel named python3", advice)
         return
@@ -204,12 +208,17 @@ def check_progress() -> Iterator[Finding]:
     if file is None:
         yield Finding("progress", OK, f"not kept ({progress.SWITCH})")
         return
-    existing = next(p for p in (file.parent, *file.parents) if p.exists())
+    existing = _existing(file.parent)
     if existing.is_dir() and os.access(existing, os.W_OK):
         yield Finding("progress", OK, str(file))
     else:
         advice = f"set {progress.SWITCH} to a file of your own, or to off"
         yield Finding("progress", CHANGE, f"{file} cannot be written", advice)
+
+
+def _existing(folder: Path) -> Path:
+    """Return a folder, or the nearest above it that is there and can be looked at."""
+    return next(path for path in (folder, *folder.parents) if os.path.lexists(path))
 
 
 def usable_cores() -> int:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, get_args
 
 from kdlab.cli import parameters
-from kdlab.cli.runs import Run, digest
+from kdlab.cli.runs import Run, content_of, identity, source_digest
 from kdlab.words import check_known
 
-OPENING, CLOSING = "[({", "])}"
+OPENING, CLOSING, QUOTES = "[({", "])}", "\"'"
+RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})")
 MOST = 100_000  # runs in one sweep
 
 
@@ -46,51 +49,74 @@ def plan(
         raise ValueError(f"grid: {count} runs came, expected at most {MOST}; take fewer values")
     defaults = {name: _as_declared(p.default, p.type) for name, p in declared.items()}
     source = source_digest(notebook)
-    settings = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
-    return [Run(lesson.resolve(), defaults | s, s, out.resolve(), source) for s in settings]
+    content = functools.cache(functools.partial(content_of, lesson.resolve().parent))
+    planned = []
+    for row in itertools.product(*values.values()):
+        setting = dict(zip(values, row, strict=True))
+        made_from = identity(source, defaults | setting, content)
+        planned.append(Run(lesson.resolve(), defaults | setting, setting, out.resolve(), made_from))
+    return planned
 
 
 def split_values(text: str) -> list[str]:
-    """Split at commas, but not inside brackets: ``[64,32],[32]`` are two values."""
-    parts, depth = [""], 0
+    """Split at commas, but not inside brackets or quotes: ``[64,32],"a,b",[32]`` are three values.
+
+    A quote opens only where a value begins, or inside brackets: the one of ``it's`` is a letter.
+    """
+    parts, depth, quote = [""], 0, ""
     for letter in text:
-        depth += (letter in OPENING) - (letter in CLOSING)
-        if letter == "," and depth <= 0:
+        word = parts[-1].strip()
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in QUOTES and (depth > 0 or not word or word[0] == word[-1] == letter):
+            quote = letter
+        else:
+            depth += (letter in OPENING) - (letter in CLOSING)
+        if letter == "," and depth <= 0 and not quote:
             parts.append("")
         else:
             parts[-1] += letter
+    if quote:
+        raise ValueError(f"grid: {text} came, expected a second {quote} behind the first")
     return [part.strip() for part in parts]
 
 
-def source_digest(notebook: Mapping[str, Any]) -> str:
-    """Return a short hash of what a notebook computes: its code, not its outputs."""
-    code = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    return digest(code)
-
-
 def _values(declared: Mapping[str, parameters.Parameter], name: str, text: str) -> list[Any]:
+    check_known("parameter", name, declared)
+    kinds = {declared[name].type, *get_args(declared[name].type)}
     found: list[Any] = []
     for word in split_values(text):
-        if not word:
-            raise ValueError(f"grid: {name}={text!r} has an empty value; as in -g {name}=1,2,4")
-        (value,) = parameters.accept(declared, {name: word}).values()
-        _check_inside(name, value)
-        if value in found:
-            raise ValueError(f"grid: {name}={word} comes twice")
-        found.append(value)
+        ends = RANGE.fullmatch(word) if kinds & {int, float} and str not in kinds else None
+        if ends:
+            low, high = map(int, ends.groups())
+            if not 0 <= high - low < MOST:
+                raise ValueError(
+                    f"grid: {name}={word} came, expected LOW..HIGH with at most {MOST} values, "
+                    f"as in -g {name}=0..4"
+                )
+        for one in map(str, range(low, high + 1)) if ends else [word]:
+            value = _value(declared, name, one)
+            if any(value == other and type(value) is type(other) for other in found):
+                raise ValueError(f"grid: {name}={one} comes twice")
+            found.append(value)
     return found
 
 
-def _check_inside(name: str, value: Any) -> None:
-    """Raise if a text, also one in a list, is a path that climbs with ``..``."""
-    for text in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(text, str) and ".." in PurePosixPath(text.replace("\\", "/")).parts:
-            raise ValueError(
-                f"parameter {name} = {value!r} leaves its folder; expected a name or a full path"
-            )
+def _value(declared: Mapping[str, parameters.Parameter], name: str, word: str) -> Any:
+    quote = word[:1] if word[:1] in QUOTES and word[1:].endswith(word[:1]) else ""
+    if not word:
+        raise ValueError(
+            f"grid: {name} has an empty value; as in -g {name}=1,2,4, and an empty text is "
+            f"-g '{name}=\"\"'"
+        )
+    text = word[1:-1].replace(quote * 2, quote) if quote else word
+    (value,) = parameters.accept(declared, {name: text}, is_text=bool(quote)).values()
+    return value
 
 
 def _as_declared(value: Any, kind: Any) -> Any:
     """Return a default as typed values are read, ``4`` of a float as 4.0: both hash alike."""
     kinds = get_args(kind) or (kind,)
-    return float(value) if type(value) is int and float in kinds and int not in kinds else value
+    if type(value) is int and float in kinds and int not in kinds and abs(value) < 2**63:
+        return float(value)
+    return value

@@ -6,16 +6,19 @@ starts, by the checks of ``kdlab.lab`` and with the limits that the lesson hands
 """
 
 import ast
+import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any, get_args, get_origin
 
+from kdlab.cli.runs import DATA, looks_like_path
 from kdlab.lab import parameters as lab
 from kdlab.words import check_known
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}
-START = re.compile(r"(?:\w+\.)*start\(globals\(\)")
+SCALARS = (str, int, float, bool)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def read(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
         if tree and "parameters" in cell["metadata"].get("tags", []):
             defaults = lab.defaults(tree)
             for name, node in lab.annotated(tree).items():
-                kind = lab.type_of(node, {})
+                kind = lab.type_of(node.annotation)
                 found[name] = Parameter(name, kind, defaults[name], limits.get(name))
     return found
 
@@ -58,39 +61,84 @@ def read_limits(sources: Iterable[str]) -> dict[str, Sequence[Any]]:
     limits: dict[str, Sequence[Any]] = {}
     for tree in filter(None, map(lab.parse, sources)):
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-        for call in [call for call in calls if START.match(ast.unparse(call))]:
-            for keyword in call.keywords:
-                try:
-                    value = ast.literal_eval(keyword.value)
-                except ValueError:
-                    continue
-                if keyword.arg and isinstance(value, list | tuple):
+        for keyword in [keyword for call in calls if _is_start(call) for keyword in call.keywords]:
+            with contextlib.suppress(ValueError):
+                value = lab.literal(keyword.value)
+                plain = isinstance(value, list | tuple) and all(type(v) in SCALARS for v in value)
+                if keyword.arg and plain:
                     limits[keyword.arg] = value
     return limits
 
 
-def accept(declared: Mapping[str, Parameter], given: Mapping[str, str]) -> dict[str, Any]:
-    """Turn typed words into checked values.
+def _is_start(call: ast.Call) -> bool:
+    """Say whether a call is ``start(globals(), ...)``, of whatever object."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", None))
+    first = call.args[0] if call.args else None
+    is_globals = isinstance(first, ast.Call) and getattr(first.func, "id", None) == "globals"
+    return name == "start" and is_globals
+
+
+def accept(
+    declared: Mapping[str, Parameter], given: Mapping[str, str], *, is_text: bool = False
+) -> dict[str, Any]:
+    """Turn typed words into checked values; paths are full ones, seen from the working folder.
 
     Args:
         declared: the notebook's parameters, as :func:`read` gives them.
         given: name → what was typed after ``name=``.
+        is_text: it was in quotes, and is taken as it is.
 
     Raises:
-        ValueError: an unknown name (with the nearest one), a wrong type, a value out of limits.
+        ValueError: an unknown name (with the nearest one), a wrong type, a value out of limits, a
+            path where nothing is.
     """
     values = {}
     for name, text in given.items():
         check_known("parameter", name, declared)
         parameter = declared[name]
-        values[name] = _value(text, parameter.type)
+        values[name] = text if is_text else _value(text, parameter.type)
         if isinstance(values[name], tuple) and not _is_list(parameter.type):
             raise ValueError(
                 f"parameter: {name}={text} came, expected one value; "
                 f"`kdlab sweep NOTEBOOK -g {name}={text}` runs the lesson with each"
             )
         lab.check_value(name, values[name], parameter.type, parameter.limits)
+        values[name] = _seen_from_here(name, values[name])
     return values
+
+
+def _seen_from_here(name: str, value: Any) -> Any:
+    """Return a path, also one in a list, as a full one: kernels start in the lesson's folder.
+
+    Raises:
+        ValueError: there is no such data set, or nothing where it climbs to.
+    """
+    if isinstance(value, list | tuple):
+        return type(value)(_seen_from_here(name, item) for item in value)
+    is_path = isinstance(value, str) and looks_like_path(value)
+    if not is_path and (name != DATA or not isinstance(value, str) or _is_known(value)):
+        return value
+    parts = PurePosixPath(value.replace("\\", "/")).parts
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        path = Path(value).expanduser()
+        if path.exists() and set(parts) - {".."}:
+            return str(path.resolve())
+    if ".." in parts:
+        raise ValueError(
+            f"parameter {name} = {value!r} leaves its folder; expected a name, or the path of "
+            f"something that is there, seen from {Path.cwd()}"
+        )
+    if name == DATA and is_path:
+        raise ValueError(
+            f"parameter {name} = {value!r}: there is no such file or folder, seen from {Path.cwd()}"
+        )
+    return value
+
+
+def _is_known(name: str) -> bool:
+    from kdlab import datasets
+
+    return name in datasets.available()
 
 
 def _is_list(kind: Any) -> bool:
@@ -103,10 +151,12 @@ def _value(text: str, kind: Any) -> Any:
         return text
     if text.lower() in WORDS:
         return WORDS[text.lower()]
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
     kinds = get_args(kind) or (kind,)
+    try:
+        value = lab.literal(text)
+    except ValueError:
+        return text
+    if str in kinds and not lab.fits(value, kind):
+        return text
     whole = type(value) is int and float in kinds and int not in kinds
     return float(value) if whole else value

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdlab.cli import runs
-from kdlab.cli.gathering import parameter_names, recorded_names
-from kdlab.words import check_known, short
+from kdlab.cli.gathering import column_of, parameter_names, recorded_names
+from kdlab.words import check_known, counted, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,8 @@ def measures(table: pd.DataFrame, metrics: list[str] | None = None) -> Iterator[
     """
     known = set()
     done = table[(table["status"] == runs.DONE) & table["record"].notna() & table["claim"].isna()]
-    for (lesson, record), rows in done.groupby(["lesson", "record"], sort=False):
+    for (lesson, record), mixed in done.groupby(["lesson", "record"], sort=False):
+        rows, _ = _of_one_kind(mixed)
         keys = _keys(rows)
         for name in recorded_names(table):
             if name in keys or not _is_number(rows[name]) or rows[name].isna().all():
@@ -78,6 +79,28 @@ def measures(table: pd.DataFrame, metrics: list[str] | None = None) -> Iterator[
                 yield Measure(str(lesson), str(record), name, keys, there, unit)
     for name in metrics or []:
         check_known("metric", name, sorted(known))
+
+
+def _of_one_kind(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, list[Any]]]:
+    """Return the rows of a record with columns of one kind each, and the values left out for it.
+
+    Of a column that has numbers too the rest is left out, as an "n/a" is; but what every run has
+    alike, as the layers "stem", 1, 2, tells rows apart and becomes text.
+    """
+    made, left = {}, {}
+    for name in [name for name in recorded_names(rows) if rows[name].dtype == object]:
+        values = list(rows[name])
+        column = column_of(values, mixed=True)
+        if column.dtype == object:
+            numbers = [v if isinstance(v, int | float) and not isinstance(v, bool) else None
+                       for v in values]  # fmt: skip
+            is_measure = any(v is not None for v in numbers) and not _is_alike(rows, name)
+            column = column_of(numbers if is_measure else values, mixed=False)
+            if is_measure:
+                pairs = zip(values, numbers, strict=True)
+                left[name] = [v for v, n in pairs if n is None and v is not None and v == v]
+        made[name] = column.set_axis(rows.index)
+    return rows.assign(**made), left
 
 
 def lines_of(measure: Measure, x: str) -> tuple[list[str], list[str]]:
@@ -208,12 +231,33 @@ def conditions(table: pd.DataFrame) -> pd.DataFrame:
         told = named(rows.head(1), alike, table).iloc[0] if alike else "no parameter is alike"
         lines.append((f"{lesson}: all runs", told, ""))
         lines.append((f"{lesson}: notebook", *_versions(rows["source"])))
+        lines += [(f"{lesson}: {path}", *found) for path, found in _data(table, rows)]
+        lines += _left_out(table[table["lesson"] == lesson])
     lines += [(name, *_versions(ends[name])) for name in ("kdlab", "torch")]
     lines += [(name, _versions(ends[name])[0], "") for name in ("machine", "threads")]
     dates = ends["started"].dropna()
     first_last = dict.fromkeys([] if dates.empty else [dates.min(), dates.max()])
     lines.append(("started", " to ".join(first_last) or "not known", ""))
+    skipped = table.attrs.get("skipped", {}).items()
+    lines += [(f"skipped: {path}", why, "it is no run") for path, why in skipped]
     return pd.DataFrame(lines, columns=["what", "value", "warning"])
+
+
+def _data(table: pd.DataFrame, ends: pd.DataFrame) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield paths of data whose content differs between runs, with a warning."""
+    known = [table.attrs.get("data", {}).get(run, {}) for run in ends["run"]]
+    for path in sorted({path for one in known for path in one}):
+        contents = column_of([one[path] for one in known if path in one], mixed=False)
+        if contents.nunique() > 1:
+            yield path, _versions(contents)
+
+
+def _left_out(rows: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    """Yield what stands among the numbers of a record and is none."""
+    for record, part in rows.groupby("record", sort=False):
+        for name, values in _of_one_kind(part)[1].items():
+            told = ", ".join(dict.fromkeys(str(value)[:40] for value in values[:5]))
+            yield f"{record}: {name}", told, f"left out of means: {counted(len(values), 'value')}"
 
 
 def _versions(column: pd.Series) -> tuple[str, str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdlab.cli import report
+from kdlab.cli.gathering import settled
 from kdlab.cli.report_page import Picture, in_order, page
 from kdlab.files import atomic_write
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 NAME = "report"
 MOST_FIGURES = 60
+AS_TEXT: Any = {"text.parse_math": False}  # a name with a $ is no formula
+FORMULA = r"^(?:[=@\t\r]|[+\-](?!\d+(?:\.\d*)?(?:e[+\-]?\d+)?$))"  # but -0.5 is a number
 
 
 def write(
@@ -39,21 +43,24 @@ def write(
         OSError: the folder cannot be written.
         LessonFailed: the notebook did not run; the other files are there.
     """
+    import matplotlib
     from filelock import FileLock
 
     ordered = in_order(table, metrics)
-    drawn = [Picture(m, x, f) for m in ordered for x, f in report.figures_of(m, table)]
-    shown, left_out = drawn[:MOST_FIGURES], len(drawn[MOST_FIGURES:])
-    text = page(table, folder, source, ordered, shown, left_out, metrics)
+    with matplotlib.rc_context(AS_TEXT):
+        drawn = [Picture(m, x, f) for m in ordered for x, f in report.figures_of(m, table)]
+        shown, left_out = drawn[:MOST_FIGURES], len(drawn[MOST_FIGURES:])
+        text = page(table, folder, source, ordered, shown, left_out, metrics)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{NAME}.{ending}" for ending in ("parquet", "csv", "html", "ipynb")]
     with FileLock(folder / f".{NAME}.lock"):
         for part in folder.glob(f".{NAME}.*.part"):  # of a report that was killed
             part.unlink()
+        of_one_kind = settled(table)
         with atomic_write(paths[0]) as temporary:
-            table.to_parquet(temporary, index=False)
+            of_one_kind.to_parquet(temporary, index=False)
         with atomic_write(paths[1]) as temporary:
-            table.to_csv(temporary, index=False)
+            _without_formulas(of_one_kind).to_csv(temporary, index=False)
         with atomic_write(paths[2]) as temporary:
             temporary.write_text(text, encoding="utf-8")
         if figures:
@@ -61,6 +68,14 @@ def write(
                 _write_figure(picture, figures)
         _write_notebook(paths[3], source, metrics)
     return paths
+
+
+def _without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table in which no text is a formula to a spreadsheet, which would compute it."""
+    made = table.copy()
+    for name in made.columns[[column.dtype == "str" for _, column in made.items()]]:
+        made[name] = made[name].str.replace(FORMULA, r"'\g<0>", regex=True)
+    return made.rename(columns=lambda name: re.sub(FORMULA, r"'\g<0>", name))
 
 
 def _write_figure(picture: Picture, folder: Path) -> None:
@@ -71,13 +86,16 @@ def _write_figure(picture: Picture, folder: Path) -> None:
         path = folder / f"{picture.name}.{ending}"
         with (
             atomic_write(path) as temporary,
-            matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "kdlab"}),
+            matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "kdlab", **AS_TEXT}),
         ):
             picture.figure.savefig(temporary, format=ending, metadata={date: None})
 
 
 def _write_notebook(path: Path, source: Path, metrics: list[str] | None) -> None:
-    """Write and execute the notebook that a person goes on from."""
+    """Write and execute the notebook that a person goes on from.
+
+    Its kernel does not start among the runs, where it would import a stranger's ``pandas.py``.
+    """
     import nbformat
 
     from kdlab.cli.report_notebook import notebook
@@ -87,7 +105,10 @@ def _write_notebook(path: Path, source: Path, metrics: list[str] | None) -> None
     with tempfile.TemporaryDirectory() as scratch:
         empty, executed = Path(scratch, "empty", path.name), Path(scratch, path.name)
         empty.parent.mkdir()
-        nbformat.write(notebook(where, metrics or []), empty)
-        run_lesson(empty, executed, {}, progress=False, folder=path.parent)
+        nbformat.write(notebook(str(source.resolve()), metrics or []), empty)
+        run_lesson(empty, executed, {}, progress=False)
+        made = nbformat.read(executed, 4)
+        for cell, shown in zip(made.cells, notebook(where, metrics or []).cells, strict=True):
+            cell.source = shown.source
         with atomic_write(path) as temporary:
-            temporary.write_bytes(executed.read_bytes())
+            nbformat.write(made, temporary)

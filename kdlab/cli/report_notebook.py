@@ -18,8 +18,6 @@ your own version under another name.""",
     (
         "code",
         """\
-from IPython.display import Markdown
-
 from kdlab import plots
 from kdlab.cli import report
 from kdlab.cli.gathering import gather
@@ -39,7 +37,7 @@ for each record, and for each row of a record that is a table.""",
 runs_seen = table.drop_duplicates("run")
 failed = runs_seen[runs_seen["status"] == "failed"]
 swept = ", ".join(report.swept(table)) or "nothing"
-Markdown(f"{len(runs_seen)} runs, {len(failed)} failed; swept: {swept}.")""",
+print(f"{len(runs_seen)} runs, {len(failed)} failed; swept: {swept}.")""",
     ),
     ("code", 'failed[["run", *report.swept(table), "error"]]'),
     ("code", "report.conditions(table)"),

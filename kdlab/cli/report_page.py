@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from kdlab.cli import report, runs
+from kdlab.files import safe_name
 from kdlab.words import counted
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Picture:
         m = self.measure
         metric = [] if m.metric == "value" else [m.metric]
         words = [m.lesson, m.record, *metric, f"over_{self.x}"]
-        return re.sub(r"[^\w.-]+", "_", "--".join(words))
+        return safe_name("--".join(words))
 
 
 def in_order(table: pd.DataFrame, metrics: list[str] | None = None) -> list[report.Measure]:
@@ -281,7 +282,7 @@ def _link(run: str, folder: Path, source: Path) -> str:
     place = source / run
     notebook = next(iter(sorted(place.glob("*.ipynb"))), place) if place.is_dir() else place
     address = os.path.relpath(notebook.resolve(), folder.resolve())
-    return quote(Path(address).as_posix())
+    return quote(Path(address).as_posix(), errors="surrogateescape")
 
 
 def _html_table(frame: pd.DataFrame, links: dict[str, str] | None = None) -> str:

@@ -1,5 +1,7 @@
 """Run a lesson through papermill, and say plainly where it failed."""
 
+import contextlib
+import itertools
 import logging
 import re
 from collections.abc import Mapping
@@ -7,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+
+from kdlab.files import safe_name, short_hash
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -44,9 +48,20 @@ def find_lesson(name: str | Path, folder: Path = Path("notebooks")) -> Path:
 
 
 def run_name(lesson: Path, values: Mapping[str, Any]) -> str:
-    """Return a folder name that tells runs with other parameters apart."""
+    """Return a folder name that tells runs with other parameters apart, by a hash of them."""
     parts = [f"{key}-{value}" for key, value in sorted(values.items())]
-    return re.sub(r"[^\w.\-]+", "_", "--".join([lesson.stem, *parts]))[:120]
+    words = safe_name("--".join([lesson.stem, *parts]), 110)
+    return f"{words}-{short_hash([lesson.stem, dict(values)], 8)}"
+
+
+def own_folder(name: str, parent: Path = Path("build/runs")) -> Path:
+    """Make a folder that nobody has yet: ``name``, else ``name-2``, ``name-3`` and so on."""
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    return folder
 
 
 def run_lesson(
@@ -57,12 +72,11 @@ def run_lesson(
     timeout: int = 600,
     progress: bool = True,
     threads: int | None = None,
-    folder: Path | None = None,
 ) -> nbformat.NotebookNode:
     """Execute ``lesson`` with these parameters and write the result to ``output``.
 
-    The kernel starts in the lesson's folder, as in Jupyter; records go beside ``output``. Several
-    threads of one process may run lessons at once.
+    The kernel starts in the lesson's folder, as in Jupyter; the record goes beside ``output`` and
+    has its name. Several threads of one process may run lessons at once.
 
     Args:
         lesson: the notebook to run; it is not changed.
@@ -71,7 +85,6 @@ def run_lesson(
         timeout: longest time for one cell, in seconds.
         progress: draw a bar with one step per cell.
         threads: of the kernel; default: as the environment says.
-        folder: where the kernel starts; default: the lesson's.
 
     Raises:
         LessonFailed: a cell raised or took too long, or the kernel died.
@@ -83,7 +96,8 @@ def run_lesson(
 
     output.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    environment = {"KDLAB_RECORDS": str(output.parent.resolve())}
+    name = output.name.removesuffix(".ipynb")
+    environment = {"KDLAB_RECORDS": str(output.parent.resolve()), "KDLAB_RECORD": name}
     if threads:
         environment |= dict.fromkeys(("KDLAB_THREADS", "OMP_NUM_THREADS"), str(threads))
     try:
@@ -95,7 +109,7 @@ def run_lesson(
             language="python",
             engine_name=engine.NAME,
             progress_bar={"desc": lesson.stem, "leave": False} if progress else False,
-            folder=str((folder or lesson.parent).resolve()),
+            folder=str(lesson.parent.resolve()),
             environment=environment,
             execution_timeout=timeout,
             start_timeout=120,
@@ -117,6 +131,11 @@ def run_lesson(
             f"the run so far is in {output}. `kdlab doctor` shows what is free.",
             reason,
         ) from None
+    except OSError:
+        raise
+    except Exception as error:  # a notebook that is none to papermill, a kernel that never came
+        reason = f"{type(error).__name__}: {error}"
+        raise LessonFailed(f"{lesson.name}: it cannot be run ({reason})", reason) from None
 
 
 def _literal(path: Path) -> str:

@@ -8,6 +8,7 @@ making the same one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -15,15 +16,18 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 from typing import Any
+
+from kdlab.files import read_json
+from kdlab.files import short_hash as digest
 
 FACTS = "run.json"
 WORK = ".work"
-DIGITS = 12  # of a run's name; two of a million runs have the same with a chance of 1 : 500
 DONE, FAILED = "done", "failed"
 BUSY = "busy"  # another sweep is making it
+DATA = "dataset"  # the parameter that may be a path without looking like one
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,14 @@ class Run:
         values: all parameters, defaults included; they give the run its name.
         given: the parameters that differ from run to run, which papermill sets.
         out: the folder of the sweep.
-        source: digest of the notebook's code.
+        made_from: what else decides the results, as ``identity`` gives it.
     """
 
     lesson: Path
     values: Mapping[str, Any]
     given: Mapping[str, Any]
     out: Path
-    source: str = ""
+    made_from: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -53,6 +57,12 @@ class Run:
     def folder(self) -> Path:
         """Where the finished run lies."""
         return self.out / self.name
+
+    def changed(self, facts: Mapping[str, Any]) -> str:
+        """Say what is other now than when a finished run was made, "" if nothing is."""
+        words = {"source": "the notebook", "data": "the data", "kdlab": "kdlab"}
+        other = [words[key] for key, now in self.made_from.items() if facts.get(key) != now]
+        return " and ".join(other)
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(f'{k}={v}' for k, v in self.given.items()) or 'as it is'})"
@@ -66,51 +76,121 @@ class Outcome:
         run: the run.
         status: ``DONE``, ``FAILED`` or ``BUSY``.
         before: it was there before.
-        stale: it was, and the notebook's code has changed since.
         reason: why it failed, in one line.
     """
 
     run: Run
     status: str
     before: bool = False
-    stale: bool = False
     reason: str = ""
 
 
-def digest(value: Any) -> str:
-    """Return a short hash of anything that JSON can hold."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+def source_digest(notebook: Mapping[str, Any]) -> str:
+    """Return a short hash of what a notebook computes: its code, not its outputs."""
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    # what papermill set is no part of it
+    own = [c for c in code if "injected-parameters" not in c.get("metadata", {}).get("tags", [])]
+    return digest([cell["source"] for cell in own])
+
+
+def identity(
+    source: str, values: Mapping[str, Any], content: Callable[[str], str]
+) -> dict[str, Any]:
+    """Return what a run is made from beside its values: notebook, data and version, by content.
+
+    Args:
+        source: digest of the notebook's code.
+        values: all parameters; texts that are paths count by what lies there.
+        content: gives the digest of what lies at a path, "" for nothing.
+    """
+    import kdlab
+
+    given = values.items()
+    texts = [(n, t) for n, v in given for t in (v if isinstance(v, list | tuple) else [v])]
+    paths = [t for n, t in texts if isinstance(t, str) and (n == DATA or looks_like_path(t))]
+    contents = {text: found for text in dict.fromkeys(paths) if (found := content(text))}
+    return {"source": source, "data": contents, "kdlab": kdlab.__version__}
+
+
+def looks_like_path(text: str) -> bool:
+    """Say whether a text is a path and no name: it has a slash, or an ending."""
+    return bool({"/", "\\"} & set(text)) or bool(PurePath(text).suffix)
+
+
+def content_of(folder: Path, text: str) -> str:
+    """Return a digest of the file, or of all files in the folder, that a text names; "" if none."""
+    try:
+        path = folder / Path(text).expanduser()
+        files = [path] if path.is_file() else sorted(filter(Path.is_file, path.rglob("*")))
+        stats = [(file, file.stat()) for file in files]
+        names = [(f.relative_to(path), _digest_of(f, s.st_size, s.st_mtime_ns)) for f, s in stats]
+        return digest([(name.as_posix(), found) for name, found in names]) if names else ""
+    except (OSError, ValueError, RuntimeError):
+        return ""
+
+
+@functools.lru_cache(maxsize=100_000)
+def _digest_of(file: Path, size: int, time: int) -> str:
+    """Return the digest of a file; it is read again when its size or time has changed."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+FACT_KINDS: dict[str, Any] = {
+    "status": str, "ended": (int, float), "seconds": (int, float), "lesson": str, "values": dict,
+}  # fmt: skip
 
 
 def facts_of(folder: Path) -> dict[str, Any] | None:
     """Return what ``run.json`` of a run's folder says; None where there is no complete run."""
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = read_json(folder / FACTS)
     except (OSError, ValueError):
         return None
-    return facts if isinstance(facts, dict) and facts.keys() >= {"status", "ended"} else None
+    sound = isinstance(facts, dict) and facts.get("status") in (DONE, FAILED)
+    return (
+        facts if sound and all(isinstance(facts.get(k), v) for k, v in FACT_KINDS.items()) else None
+    )
 
 
 def found(run: Run, facts: Mapping[str, Any]) -> Outcome:
     """Return the outcome of a run that was there before."""
-    stale = facts.get("source") != run.source
-    return Outcome(run, facts["status"], before=True, stale=stale, reason=facts.get("reason", ""))
+    return Outcome(run, facts["status"], before=True, reason=str(facts.get("reason", "")))
 
 
 def read_notebook(path: Path) -> dict[str, Any]:
     """Return the content of a notebook, unchecked by nbformat, which takes ten times as long.
 
+    Whatever a stranger wrote, what this package looks at is there and of its kind: cells with
+    source, metadata, tags and outputs.
+
     Raises:
         ValueError: it is no notebook.
+        OSError: it cannot be read.
     """
     try:
-        notebook = dict(json.loads(path.read_text(encoding="utf-8")))
+        notebook = read_json(path)
+        _check(notebook["cells"], list)
+        _check(notebook.setdefault("metadata", {}), dict)
         for cell in notebook["cells"]:
             cell["source"] = "".join(cell["source"])
-    except (KeyError, TypeError, ValueError):
+            _check(cell["cell_type"], str)
+            tags = _check(cell.setdefault("metadata", {}), dict).get("tags", [])
+            _check("".join(_check(tags, list)), str)
+            if cell["cell_type"] == "code":
+                cell.setdefault("execution_count", None)
+                for output in _check(cell.setdefault("outputs", []), list):
+                    _check(_check(output, dict)["output_type"], str)
+                    _check(output.get("data", {}), dict)
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise ValueError(f"notebook: {path} is not a Jupyter notebook") from None
-    return notebook
+    return dict(notebook)
+
+
+def _check(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError
+    return value
 
 
 def make(
@@ -138,12 +218,14 @@ def make(
             return Outcome(run, BUSY)
         _clear_up(run, work)
         there = facts_of(run.folder)
-        if there and not redo(there):
+        if there and not run.changed(there) and not redo(there):
             return found(run, there)
         place = work / f"{run.name}-{secrets.token_hex(4)}"
         try:
             place.mkdir()
             facts = produce(place)
+            if there:  # a clock may be set back, and the newest must stay the newest
+                facts["ended"] = max(facts["ended"], there["ended"] + 0.001)
             text = json.dumps(facts, indent=1, ensure_ascii=False, default=str)
             (place / FACTS).write_text(text + "\n", encoding="utf-8")
             for path in place.iterdir():

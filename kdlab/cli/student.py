@@ -87,7 +87,7 @@ def prepare(lessons: Sequence[Path], *, nbgrader: bool = False) -> dict[str, str
         beside = [lesson.name] if nbgrader else [path.name for path in lessons]
         try:
             made = for_nbgrader(notebook) if nbgrader else hand_out(notebook)
-        except ValueError as error:
+        except (ValueError, nbformat.ValidationError) as error:
             raise ValueError(f"{lesson.name}: {error}") from None
         files[folder + lesson.name] = nbformat.writes(unlink(made, beside)).rstrip("\n") + "\n"
     if nbgrader and not files:
@@ -98,7 +98,9 @@ def prepare(lessons: Sequence[Path], *, nbgrader: bool = False) -> dict[str, str
 def linked(lessons: Sequence[Path]) -> dict[str, str]:
     """Return whole lessons, name to content; links to lessons that are not among them are words."""
     names = [path.name for path in lessons]
-    read = {path.name: nbformat.read(path, 4) for path in lessons}
+    from kdlab.cli.runs import read_notebook
+
+    read = {path.name: nbformat.from_dict(read_notebook(path)) for path in lessons}
     return {name: nbformat.writes(unlink(made, names)) + "\n" for name, made in read.items()}
 
 
@@ -166,13 +168,13 @@ def unlink(notebook: Any, there: Iterable[str]) -> Any:
 
 def defined(source: str) -> set[str]:
     """Return the names that a cell binds at its top level."""
-    table = symtable.symtable(_python(source), "cell", "exec")
+    table = _names(source)
     return {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
 
 
 def needed(source: str) -> set[str]:
     """Return the names that a cell takes from the notebook (or from Python itself)."""
-    top = symtable.symtable(_python(source), "cell", "exec")
+    top = _names(source)
     found = {s.get_name() for s in top.get_symbols() if s.is_referenced()}
     waiting = list(top.get_children())
     while waiting:
@@ -264,7 +266,8 @@ def _with_cells(notebook: Any, cells: Sequence[Any]) -> Any:
 
 
 def _has_placeholder(cell: Any) -> bool:
-    constants = (n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Constant))
+    tree = parse(_python(cell.source)) or ast.Module([], [])
+    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
     return any(node.value is ... for node in constants)
 
 
@@ -282,6 +285,18 @@ def _name(cell: Any) -> str:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _names(source: str) -> symtable.SymbolTable:
+    """Return what a cell does with names.
+
+    Raises:
+        ValueError: it is no Python.
+    """
+    try:
+        return symtable.symtable(_python(source), "cell", "exec")
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"a cell is no Python ({error}): {source[:60]!r}") from None
 
 
 def _python(source: str) -> str:

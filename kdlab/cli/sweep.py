@@ -6,8 +6,10 @@ goes on where it was. Nothing heavy is imported here, for every worker imports t
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -76,17 +78,26 @@ def run_here(planned: Iterable[Run], order: Order, jobs: int, wait: bool) -> Ite
     pool.shutdown()
 
 
-def look_up(planned: Sequence[Run], order: Order) -> tuple[list[Outcome], list[Run]]:
-    """Return what is there already, and the runs that are to be made or cleared up after a kill."""
-    there, missing = [], []
+def look_up(
+    planned: Sequence[Run], order: Order
+) -> tuple[list[Outcome], list[Run], dict[str, str]]:
+    """Return what is there already, the runs that are to be made, and which of them are stale.
+
+    To be made are also those that are to be cleared up after a kill; of the stale ones it says
+    what has changed since.
+    """
+    there, missing, stale = [], [], {}
     unclear = runs.left_over(planned[0].out)
     for run in planned:
         facts = runs.facts_of(run.folder)
-        if facts is None or order.redo(facts) or run.name in unclear:
+        changed = run.changed(facts) if facts else ""
+        if changed:
+            stale[run.name] = changed
+        if facts is None or changed or order.redo(facts) or run.name in unclear:
             missing.append(run)
         else:
             there.append(runs.found(run, facts))
-    return there, missing
+    return there, missing, stale
 
 
 def run_all(
@@ -120,6 +131,7 @@ def _produce(run: Run, order: Order, place: Path) -> dict[str, Any]:
     from kdlab.cli.running import LessonFailed, run_lesson
 
     output, facts = place / run.lesson.name, _facts(run, order, runs.now())
+    begun, before = time.perf_counter(), _made_from(run)
     try:
         run_lesson(
             run.lesson,
@@ -137,20 +149,27 @@ def _produce(run: Run, order: Order, place: Path) -> dict[str, Any]:
     except Exception as failure:  # no kernel, a reply that cannot be read: this run, not the sweep
         reason = f"{type(failure).__name__}: {failure}"
         facts |= {"status": FAILED, "reason": reason, "error": reason}
-    ended = runs.now()
-    return facts | {"ended": ended, "seconds": round(ended - facts["started"], 3)}
+    if facts["status"] == DONE and _made_from(run) != before:
+        reason = "the data or the notebook changed while it ran"
+        facts |= {"status": FAILED, "reason": reason, "error": reason}
+    seconds = round(time.perf_counter() - begun, 3)  # a clock may be set back meanwhile
+    return facts | before | {"ended": runs.now(), "seconds": seconds}
+
+
+def _made_from(run: Run) -> dict[str, Any]:
+    """Return the identity of a run as things are now; a sweep takes hours."""
+    source = runs.source_digest(runs.read_notebook(run.lesson))
+    content = functools.partial(runs.content_of, run.lesson.parent)
+    return runs.identity(source, run.values, content)
 
 
 def _facts(run: Run, order: Order, started: float) -> dict[str, Any]:
-    import kdlab
-
     return {
         "status": DONE,
         "lesson": run.lesson.stem,
         "values": dict(run.values),
         "given": dict(run.given),
-        "source": run.source,
-        "kdlab": kdlab.__version__,
+        **run.made_from,
         "sweep": order.sweep,
         "threads": order.threads,
         "started": started,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdlab.cli import report, runs
-from kdlab.cli.gathering import parameter_names
+from kdlab.cli.gathering import is_plain, parameter_names
 from kdlab.cli.runs import digest
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def _put(
     first = rows.iloc[0]
     tags = {RUN: run, "status": first["status"]}
     made = client.create_run(experiment, tags=tags, run_name=run).info.run_id
-    names = parameter_names(rows)
-    parameters = [Param(_name(name), str(first[name])[:LONGEST]) for name in names]
+    parameters = [Param(_name(n), str(first[n])[:LONGEST]) for n in parameter_names(rows)]
     now = int(time.time() * 1000)
     metrics = [Metric("seconds", float(first["seconds"]), now, 0)]
     for m in report.measures(rows.assign(status=runs.DONE)):
@@ -107,11 +106,14 @@ def _put(
     for start in range(0, len(metrics), BATCH):
         client.log_batch(made, metrics=metrics[start : start + BATCH])
     place = source / run
-    for path in sorted(place.glob("*")) if place.is_dir() else [place]:
+    # a link among them would bring a file of this machine into the store
+    for path in filter(is_plain, sorted(place.glob("*")) if place.is_dir() else [place]):
         client.log_artifact(made, str(path))
     client.set_tag(made, CONTENT, content)  # last: with it the run is whole
     client.set_terminated(made, "FINISHED" if first["status"] == runs.DONE else "FAILED")
 
 
 def _name(text: str) -> str:
-    return FORBIDDEN.sub("_", text)[:250]
+    """Return a name that MLflow takes; a hash tells apart what would be too long."""
+    name = FORBIDDEN.sub("_", text)
+    return name if 0 < len(name) <= 250 and name.strip(".") else f"{name[:200]}-{digest(text)}"

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from kdlab.compression import untrusted
 from kdlab.compression.export import FACTS, SEAL, SEALED, Preprocessed, read_extra, unsealed
 from kdlab.compression.extras import need
 from kdlab.compression.shapes import fit_weights
@@ -113,6 +114,8 @@ def load(
     own = torch.get_num_threads()
     count = (threads or own) if path.suffix == ".onnx" else own
     facts, answer = READERS[path.suffix](path, content, count, model)
+    if missing := [name for name in NEEDED if name not in facts]:
+        _refuse(path, f"lacks the facts {', '.join(missing)} of its model")
     tokens, shape = facts.get("tokens"), tuple(facts["shape"])
     return Deployed(
         path,
@@ -126,6 +129,7 @@ def load(
     )
 
 
+NEEDED = ("shape", "classes", "parameters", "card")
 Found = tuple[dict[str, Any], Callable[[Tensor], Tensor]]
 
 
@@ -146,11 +150,21 @@ def _check_seal(path: Path, content: bytes) -> None:
 
 def _onnx(path: Path, content: bytes, threads: int, model: nn.Module | None) -> Found:
     _check_seal(path, content)
-    runtime = need("onnxruntime")
+    runtime, proto = need("onnxruntime"), need("onnx").ModelProto()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    facts = json.loads(session.get_modelmeta().custom_metadata_map[FACTS])
+    try:
+        proto.ParseFromString(content)
+        if not (strange := untrusted.strange_model(proto)):
+            session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # each package has errors of its own
+        _refuse(path, f"cannot be run by onnxruntime ({error})")
+    if strange:
+        _refuse(path, f"needs {strange}")
+    sides = [[one.name for one in side] for side in (session.get_inputs(), session.get_outputs())]
+    if sides[0] != ["inputs"] or len(sides[1]) != 1:
+        _refuse(path, f"has the inputs and outputs {sides}, expected 'inputs' and one output")
+    facts = json.loads(session.get_modelmeta().custom_metadata_map.get(FACTS, "{}"))
 
     def answer(inputs: Tensor) -> Tensor:
         (logits,) = session.run(None, {"inputs": np.ascontiguousarray(inputs.cpu().numpy())})
@@ -176,6 +190,12 @@ def _check_archive(path: Path, content: bytes) -> dict[str, Any]:
                 if number == 0 and entry.header_offset:
                     _refuse(path, "is damaged: something stands before its beginning")
                 parts = entry.filename.split("/")
+                if untrusted.strange_member(entry.filename):
+                    _refuse(path, f"holds {entry.filename}, which kdlab does not write")
+                if parts[-2:] == ["models", "model.json"] and (
+                    strange := untrusted.strange_program(archive.read(entry))
+                ):
+                    _refuse(path, f"holds {strange[:80]!r}, which could run code")
                 if parts[-2:] == ["extra", FACTS]:
                     facts = json.loads(archive.read(entry))
                 if entry.filename.endswith(".pt") and entry.file_size:
@@ -185,7 +205,10 @@ def _check_archive(path: Path, content: bytes) -> dict[str, Any]:
                         plain = item["path_name"].startswith(("weight_", "tensor_"))
                         if item["use_pickle"] or not plain:
                             _refuse(path, f"holds {name} as a pickled object")
-    except (zipfile.BadZipFile, KeyError, AttributeError, json.JSONDecodeError):
+    except (
+        zipfile.BadZipFile, KeyError, TypeError, AttributeError, RecursionError,
+        json.JSONDecodeError,
+    ):  # fmt: skip
         _refuse(path, "is damaged, or no program that kdlab exported")
     if not facts:
         _refuse(path, "was not written by kdlab")

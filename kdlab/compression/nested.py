@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from kdlab.compression.shapes import fit_weights
 from kdlab.compression.verification import (
     check_finite,
     check_open,
+    copied,
     expect,
     misses,
     naming,
@@ -65,6 +65,7 @@ class Nested(nn.Module):
     arXiv:1903.05134.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, model: nn.Module, example: Tensor, widths: Sequence[float] = WIDTHS) -> None:
         super().__init__()
         check_open(model)
@@ -78,11 +79,13 @@ class Nested(nn.Module):
         self.width = 1.0
         expected = expect(model, example)
         with naming("Nested"), torch.random.fork_rng():
-            copied = copy.deepcopy(model)
-            channels = Channels(copied, expected.example, modes=tuple(expected.shapes))
+            channels = Channels(copied(model), expected.example, modes=tuple(expected.shapes))
         self._kept = {width: _kept(channels, width) for width in self.widths[:-1]}
         if not any(self._kept[self.widths[0]].values()):
-            raise ValueError("model: no channel of it can be left out, so all widths are the same")
+            raise ValueError(
+                f"model: got a {type(model).__name__}, but no channel of it can be left out, so "
+                "all widths are the same; expected layers whose size the forward leaves open"
+            )
         norms = [path for path, m in model.named_modules() if isinstance(m, _BatchNorm)]
         self._statistics = [n for n, _ in model.named_buffers() if n.rpartition(".")[0] in norms]
         for width in self.widths[:-1]:
@@ -121,7 +124,7 @@ class Nested(nn.Module):
             ValueError: a width that there is not.
         """
         self._check(width)
-        alone = copy.deepcopy(self.model)
+        alone = copied(self.model)
         if width != 1:
             weights = self._weights(width)
             fit_weights(alone, {name: weight.detach() for name, weight in weights.items()})
@@ -224,7 +227,7 @@ class Sandwich(Wrapper):
     """
 
     def __init__(self, widest: Distiller | None = None, between: int = 1) -> None:
-        super().__init__(widest or Labels())
+        super().__init__(Labels() if widest is None else widest)
         if isinstance(between, bool) or not isinstance(between, int) or between < 0:
             raise ValueError(f"between: {between!r} came, expected a whole number from 0 on")
         self.between = between

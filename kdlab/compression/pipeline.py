@@ -87,10 +87,11 @@ def compress(
     rows.append(report("start", model))
     for name, step in steps.items():
         try:
-            model = step(model) or model
+            changed = step(model)  # None from a step that works in place
         except ValueError as error:
             error.add_note(f"in the step {name!r}")
             raise
+        model = model if changed is None else changed
         rows.append(report(name, model))
     return load(path), pd.DataFrame(rows)
 

@@ -170,8 +170,9 @@ def prune_channels(
     if tried and not found.changed:
         path, reason = next(iter(found.left.items()))
         raise ValueError(
-            f"model: no channel of it can be cut; {path or 'the layer'}: {reason}; expected a "
-            "layer whose size the forward leaves open; use prune_weights or factorize"
+            f"model: got a {type(model).__name__} of which no channel can be cut "
+            f"({path or 'its layer'}: {reason}), expected a layer whose size the forward leaves "
+            "open; use prune_weights or factorize"
         )
     return finished("prune_channels", pruned, found, baked)  # `_fault` has run its forward
 
@@ -252,12 +253,11 @@ def sparsity(model: nn.Module) -> float:
     Raises:
         ValueError: a model without such weights, such as a quantized one.
     """
-    weights = [layer.weight for layer in weighted(plain_copy(model)[0])[0].values()]
+    plain, _ = plain_copy(model)
+    layers, left = weighted(plain)
+    weights = [layer.weight for layer in layers.values()]
     if not weights:
-        raise ValueError(
-            f"model: it has no convolution and no Linear layer, got a {type(model).__name__}, "
-            "expected one with such weights"
-        )
+        raise nothing_to_change(model, left)
     return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
 
 
@@ -283,7 +283,7 @@ def _scores(channels: Channels, model: nn.Module, importance: str) -> Tensor:
     if importance == "random":
         return torch.rand(channels.count)
     kinds, power = IMPORTANCE[importance]
-    scores = torch.full([channels.count], UNKNOWN)
+    scores = torch.full([channels.count], UNKNOWN, dtype=torch.float32)
     for path, layer in model.named_modules():
         name = f"{path}.weight" if path else "weight"
         depthwise = isinstance(layer, _ConvNd) and layer.groups == layer.in_channels > 1

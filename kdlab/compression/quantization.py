@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -38,7 +40,19 @@ PT2E = "torchao.quantization.pt2e"
 WEIGHT = "kdlab weight"  # under which a node keeps the name of the weight that it multiplies by
 
 
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """Tensors without a dtype are float32 for a while, as torchao expects."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
 @torch.inference_mode(False)
+@single_precision()
 def quantize(model: nn.Module, data: Data, *, samples: int = 256) -> Quantized:
     """Quantize weights and activations after training, with ranges seen on training samples.
 
@@ -79,6 +93,7 @@ def quantize(model: nn.Module, data: Data, *, samples: int = 256) -> Quantized:
 
 
 @torch.inference_mode(False)
+@single_precision()
 def quantize_aware(
     model: nn.Module,
     data: Data,

@@ -125,10 +125,10 @@ def weighted(model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
 
 def nothing_to_change(model: nn.Module, left: Mapping[str, str]) -> ValueError:
     """What to raise for a model without a layer whose weight could be changed."""
-    why = "".join(f"; {path or 'the model'}: {reason}" for path, reason in left.items())
+    why = "; ".join(f"{path or 'the model'}: {reason}" for path, reason in left.items())
     return ValueError(
-        f"model: it has no convolution and no Linear layer to change, got a {type(model).__name__}"
-        f"{why}; expected one with such layers: give the model that holds them"
+        f"model: got a {type(model).__name__} with no convolution and no Linear layer to change"
+        f"{why and f' ({why})'}, expected one with such layers; give the model that holds them"
     )
 
 
@@ -148,11 +148,11 @@ def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     return whole, _bake(whole)
 
 
-def _computed(model: nn.Module) -> dict[int, Any]:
-    """Tensors with a graph that modules hold, such as what a weight norm computed, without it."""
+def copied(model: nn.Module) -> Any:
+    """A deep copy, in which tensors with a graph, such as a weight norm's weight, have none."""
     held = (leaf for module in model.modules() for leaf in tree_leaves(dict(vars(module))))
     tensors = [leaf for leaf in held if isinstance(leaf, Tensor) and not leaf.is_leaf]
-    return {id(tensor): tensor.detach().clone() for tensor in tensors}
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in tensors})
 
 
 def check_open(model: nn.Module) -> None:
@@ -199,7 +199,7 @@ def plain_names(model: nn.Module) -> nn.Module:
     check_initialised(model)
     with torch.inference_mode(False):
         try:
-            return _uncompiled(copy.deepcopy(model, _computed(model)))
+            return _uncompiled(copied(model))
         except Exception as error:
             raise ValueError(
                 f"model: got a {type(model).__name__} that cannot be copied ({_first(error)}), "
@@ -215,24 +215,52 @@ def _uncompiled(whole: nn.Module) -> nn.Module:
     return unwrapped(whole)
 
 
+@torch.no_grad()
 def _bake(whole: nn.Module) -> dict[str, str]:
     baked: dict[str, str] = {}
     modes = [(module, module.training) for module in whole.modules()]
-    for path, module in list(whole.named_modules()):
+    for module, _ in modes:
         module.training = False  # or a spectral norm would take a step
+    for path, module in list(whole.named_modules()):
         for hook in list(module._forward_pre_hooks.values()):
             name: Any = getattr(hook, "name", getattr(hook, "_tensor_name", None))
             for kind, remove in BAKED.items():
                 if isinstance(hook, kind):
+                    parts = [p for n, p in module._parameters.items() if n.startswith(f"{name}_")]
                     remove(module, name)
+                    _forget_loading(module)
+                    learns = any(p is not None and p.requires_grad for p in parts)
+                    module.get_parameter(name).requires_grad_(learns)
                     baked[path] = f"{kind.__name__} of its {name} became a plain parameter"
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-                baked[path] = f"the parametrization of its {name} became a plain parameter"
+            _bake_parametrizations(module)
+            baked[path] = "the parametrization of its weights became plain parameters"
     for module, training in modes:
         module.training = training
     return baked
+
+
+def _forget_loading(module: nn.Module) -> None:
+    """Drop what a spectral norm does at ``load_state_dict``, which PyTorch forgets to remove."""
+    for hooks in (module._load_state_dict_pre_hooks, module._state_dict_hooks):
+        for key, hook in list(hooks.items()):
+            if type(getattr(hook, "hook", hook)).__name__.startswith("SpectralNorm"):
+                del hooks[key]
+
+
+def _bake_parametrizations(module: Any) -> None:
+    # not remove_parametrizations: it changes a class that the copy shares with the original
+    lists = dict(module.parametrizations.items())
+    values = {name: getattr(module, name).detach().clone() for name in lists}
+    del module._modules["parametrizations"]
+    module.__class__ = type(module).__bases__[0]
+    for name, parts in lists.items():
+        originals = [t for n, t in parts.named_parameters(recurse=False) if "original" in n]
+        if originals:
+            learns = any(t.requires_grad for t in originals)
+            module.register_parameter(name, nn.Parameter(values[name], learns))
+        else:
+            module.register_buffer(name, values[name])
 
 
 BAKED: dict[type, Callable[[nn.Module, str], Any]] = {
@@ -265,7 +293,7 @@ def logits(
     Raises:
         ForwardFails: the forward raises, or gives no logits.
     """
-    probe = copy.deepcopy(model)
+    probe = copied(model)
     for module in probe.modules():  # an exported program has one mode and refuses another
         module.training = training
     path = {module: name for name, module in probe.named_modules()}

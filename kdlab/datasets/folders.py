@@ -10,6 +10,7 @@ from kdlab.datasets.arrays import from_arrays
 from kdlab.datasets.data import Data, in_stratified_order
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # of an EPS it runs Ghostscript
 _LARGEST_WITHOUT_ASKING = 256  # pixels a side: beyond it, photographs would fill the memory
 
 
@@ -91,7 +92,7 @@ def _files(folder: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
 
 
 def _own_size(file: Path) -> tuple[int, int]:
-    with Image.open(file) as image:
+    with Image.open(file, formats=_FORMATS) as image:
         height, width = image.height, image.width
     if max(height, width) > _LARGEST_WITHOUT_ASKING:
         raise ValueError(f"{file} is {width} × {height} pixels: choose a size, such as size=32")
@@ -100,7 +101,7 @@ def _own_size(file: Path) -> tuple[int, int]:
 
 def _is_grey(file: Path) -> bool:
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"{file} has more than 8 bits a channel; convert it to 8 bits")
             return image.mode in ("1", "L", "LA")
@@ -111,7 +112,7 @@ def _is_grey(file: Path) -> bool:
 def _picture(file: Path, target: tuple[int, int] | None, grey: bool, exact: bool) -> np.ndarray:
     assert target is not None
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=_FORMATS) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.has_transparency_data:  # as on white paper
                 image = image.convert("RGBA")

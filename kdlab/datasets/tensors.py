@@ -61,6 +61,10 @@ def from_tensors(
                     f"{argument}: got {type(value).__name__}, expected a tensor [N, ...]; "
                     "use torch.as_tensor"
                 )
+        if len(x) != len(y):
+            raise ValueError(
+                f"y_{part}: got {len(y)} targets, expected one for each of {len(x)} samples"
+            )
         splits[part] = Split(x.detach().cpu(), _targets(f"y_{part}", y.detach().cpu(), task))
     if x_val is None:
         splits |= _set_aside(splits["train"], val_fraction, seed)

@@ -13,8 +13,10 @@ from kdlab.words import check_known
 __all__ = ["Distiller", "Outputs", "Sum", "available", "build", "contestants"]
 
 
-def available() -> dict[str, type[Distiller]]:
+def available(task: str | None = None) -> dict[str, type[Distiller]]:
     """Return every method by the name of its file, found by looking into this folder.
+
+    With a ``task`` ("classes", "labels" or "values") only those that can learn it.
 
     A file has one class derived from ``Distiller``, or none if it only helps. A class without a
     ``forward`` from which others derive is what these have in common, and no method itself.
@@ -35,7 +37,7 @@ def available() -> dict[str, type[Distiller]]:
             )
         if methods:
             found[name] = methods[0]
-    return found
+    return {n: method for n, method in found.items() if task is None or task in method.tasks}
 
 
 def _is_method(member: object, module: ModuleType) -> bool:

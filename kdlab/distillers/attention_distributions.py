@@ -27,8 +27,9 @@ class AttentionDistributions(HierarchicalDistiller):
     Task-Agnostic Compression of Pre-Trained Transformers", NeurIPS 2020, arXiv:2002.10957 (last
     layer alone, ``mapping="last"``); Jiao, Yin, Shang, Jiang, Chen, Li, Wang, Liu, "TinyBERT:
     Distilling BERT for Natural Language Understanding", Findings of EMNLP 2020, arXiv:1909.10351
-    (``"uniform"``, all layers). Both train by these terms before any labels are seen. Derived in
-    lesson 04.
+    (``"uniform"``, all layers). Both train by these terms before any labels are seen. TinyBERT adds
+    the layers up; here w_i are 1/n for n layers at once (``schedule="all"``), a mean: n times the
+    weight trains as it does. Derived in lesson 04.
 
     Args:
         compare: "probabilities" or "scores".

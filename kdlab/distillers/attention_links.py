@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdlab.datasets import Split
-from kdlab.distillers.adapters import as_map, shapes
+from kdlab.distillers.adapters import as_map
 from kdlab.distillers.base import Distiller, Outputs, checked_teacher
-from kdlab.distillers.connectors import given
+from kdlab.distillers.connectors import check_places, map_shapes
 from kdlab.losses import hint_loss
 from kdlab.losses.checks import check_count, check_weight, compute_dtype, reduce, unit
 from kdlab.models.exits import mean_over_places, padding_mask
@@ -48,7 +48,8 @@ class AttentionLinks(Distiller):
 
     Raises:
         ValueError: too few layers, an option out of its range; in ``prepare`` no teacher, a path
-            that a model does not have, or a layer that is no map, tokens or embedding.
+            that a model does not have, a layer that is no map, tokens or embedding, or no two
+            layers with more than one place.
     """
 
     complete = False
@@ -73,11 +74,14 @@ class AttentionLinks(Distiller):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
         """Build queries, keys and places."""
-        mine = shapes(student, self.student_layers, train)
-        theirs = shapes(given(teacher), self.teacher_layers, train)
+        pairs = [(s, t) for s in self.student_layers for t in self.teacher_layers]
+        found = map_shapes(pairs, student, teacher, train)
+        check_places(pairs, found)
+        mine = {s: shape for (s, _), (shape, _) in zip(pairs, found, strict=True)}
+        theirs = {t: shape for (_, t), (_, shape) in zip(pairs, found, strict=True)}
         d, queries, keys = self.width, len(theirs), len(mine)
-        self.queries = nn.ModuleList(_projection(_channels(p, s), d) for p, s in theirs.items())
-        self.keys = nn.ModuleList(_projection(_channels(p, s), d) for p, s in mine.items())
+        self.queries = nn.ModuleList(_projection(shape[1], d) for shape in theirs.values())
+        self.keys = nn.ModuleList(_projection(shape[1], d) for shape in mine.values())
         self.bilinear = _projection(d, d * queries)
         self.query_places = nn.Parameter(nn.init.xavier_normal_(torch.empty(queries, d)))
         self.key_places = nn.Parameter(nn.init.xavier_normal_(torch.empty(keys, d)))
@@ -136,14 +140,6 @@ def _checked(name: str, layers: Sequence[str], least: int) -> tuple[str, ...]:
 
 def _projection(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs))
-
-
-def _channels(path: str, shape: torch.Size) -> int:
-    """Return the size of a layer's mean over its places."""
-    try:
-        return as_map(torch.empty(shape, device="meta")).shape[1]
-    except ValueError as error:
-        raise ValueError(f"layers: {path!r}: {error}") from None
 
 
 def _read(outputs: Outputs, layers: Sequence[str]) -> list[Tensor]:

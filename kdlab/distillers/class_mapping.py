@@ -13,7 +13,6 @@ from kdlab.distillers.soft_targets import SoftTargets
 from kdlab.losses import map_classes
 from kdlab.losses.logits import Classes, class_groups
 from kdlab.models import logits_of
-from kdlab.models.modes import inputs_for
 
 
 class ClassMapping(Wrapper):
@@ -39,8 +38,8 @@ class ClassMapping(Wrapper):
             list, or a mapping from the student's class numbers. None takes the teacher's own.
 
     Raises:
-        ValueError: as `kdlab.losses.logits.class_groups`; in ``prepare``, more or fewer entries
-            than the student has classes, or a class that the teacher does not have.
+        ValueError: as `kdlab.losses.logits.class_groups`; before the first step, more or fewer
+            entries than the student has classes, or a class that the teacher does not have.
     """
 
     in_tournament = False
@@ -50,25 +49,18 @@ class ClassMapping(Wrapper):
         self.classes = None if classes is None else class_groups(classes)
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
-        """Check the mapping against both models, and prepare the method."""
-        if self.classes is None:
-            return super().prepare(student, teacher, train)
-        teacher, images = given(teacher), train.x[:2]
-        have = logits_of(student(inputs_for(student, images)), "model").shape[-1]
-        if have != len(self.classes):
-            raise ValueError(
-                f"classes: got {len(self.classes)} entries, expected {have}, one for each class of "
-                "the student"
-            )
-        self.map(logits_of(teacher(inputs_for(teacher, images)), "teacher"))
-        # A method that asks the teacher while it prepares must hear of the student's classes.
-        hook = teacher.register_forward_hook(
-            lambda module, inputs, returned: self.map(logits_of(returned, "teacher"))
-        )
+        """Prepare the method, with a teacher that answers about the student's classes."""
+        hook = given(teacher).register_forward_hook(self._hook)
         try:
             super().prepare(student, teacher, train)
         finally:
             hook.remove()
+
+    def _hook(self, module: nn.Module, inputs: object, returned: object) -> Tensor | None:
+        try:
+            return self.map(logits_of(returned, "teacher"))
+        except ValueError:
+            return None  # nobody may want these logits here; `forward` says what is wrong
 
     def map(self, logits: Tensor) -> Tensor:
         """Return the teacher's logits ``[B, C_T]`` as those of the student's classes ``[B, C]``."""
@@ -78,7 +70,12 @@ class ClassMapping(Wrapper):
         self, student: Outputs, teacher: Outputs | None, targets: Tensor
     ) -> dict[str, Tensor]:
         """Return the method's terms."""
-        teacher = checked_teacher(teacher, self)
+        teacher, have = checked_teacher(teacher, self), student.logits.shape[-1]
+        if self.classes is not None and have != len(self.classes):
+            raise ValueError(
+                f"classes: got {len(self.classes)} entries, expected {have}, one for each class of "
+                "the student"
+            )
         (method,) = self._parts
         mapped = replace(teacher, logits=self.map(teacher.logits))
         return self.side_by_side([method(student, mapped, targets)])

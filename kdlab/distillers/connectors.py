@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from kdlab.datasets import Split
 from kdlab.distillers.adapters import as_map, example_of, match_size, shapes
 from kdlab.distillers.base import Outputs, read_layers
-from kdlab.losses.checks import compute_dtype
 from kdlab.models import preactivation
 
 Pairs = Sequence[tuple[str, str]]  # paths of layers, the student's first
@@ -95,11 +94,6 @@ def given(teacher: nn.Module | None) -> nn.Module:
     if teacher is None:
         raise ValueError("teacher: none came, but this method reads inner layers of one")
     return teacher
-
-
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """Return the dtype in which what belongs to a model's layers is computed."""
-    return compute_dtype(*(p for p in model.parameters() if p.is_floating_point()))
 
 
 def connector(student: torch.Size, teacher: torch.Size) -> nn.Sequential:

@@ -60,7 +60,9 @@ class ConfidenceAware(TeachersGate):
     """CA-MKD: less of a teacher the worse it knows the label, `confidence_aware_weights`.
 
     Source: Zhang, Chen, Wang, "Confidence-Aware Multi-Teacher Knowledge Distillation", ICASSP 2022,
-    arXiv:2201.00007; its answers alone, without the term on inner layers. Lesson 05.
+    arXiv:2201.00007; its answers alone, without the term on inner layers. As in the paper the
+    weighted losses are added up, K times the released code's mean over the K teachers: divide the
+    method's weight by K to train as that does. Lesson 05.
     """
 
     def forward(self, members: Tensor, inputs: Tensor | None, targets: Tensor) -> Tensor:

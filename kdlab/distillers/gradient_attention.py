@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kdlab.distillers.base import Distiller, Outputs, checked_teacher
 from kdlab.losses import gradient_attention_loss, hard_label_loss, input_gradient
-from kdlab.losses.checks import check_weight
+from kdlab.losses.checks import check_pair, check_weight
 
 
 class GradientAttention(Distiller):
@@ -29,7 +29,8 @@ class GradientAttention(Distiller):
         weight: β, at least 0.
 
     Raises:
-        ValueError: a negative weight; in training, no teacher, or inputs without gradients.
+        ValueError: a negative weight; in training, no teacher, inputs without gradients, or a
+            teacher of other classes.
     """
 
     needs_input_gradients = True
@@ -46,6 +47,7 @@ class GradientAttention(Distiller):
     ) -> dict[str, Tensor]:
         """Return the term ``gradient_attention``."""
         teacher = checked_teacher(teacher, self)
+        check_pair(student.logits, teacher.logits)
         loss = gradient_attention_loss(
             _slope(student, targets, create_graph=True),
             _slope(teacher, targets, create_graph=False),

@@ -22,7 +22,9 @@ class HiddenStates(HierarchicalDistiller):
 
     Source: Jiao, Yin, Shang, Jiang, Chen, Li, Wang, Liu, "TinyBERT: Distilling BERT for Natural
     Language Understanding", Findings of EMNLP 2020, arXiv:1909.10351, which adds the embeddings,
-    shares one W and trains so before any labels are seen. Compared in lesson 04.
+    shares one W and trains so before any labels are seen. TinyBERT adds the layers up; here w_i are
+    1/n for n layers at once (``schedule="all"``), a mean: n times the weight trains as it does.
+    Compared in lesson 04.
 
     Args:
         mapping, schedule, evenness: as in `kdlab.distillers.hierarchy`.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kdlab.datasets import Split
 from kdlab.distillers.adapters import adapter, as_map
 from kdlab.distillers.base import LayerDistiller, Layers, Outputs, check_fraction
-from kdlab.distillers.connectors import dtype_of, map_shapes, pair_shapes
+from kdlab.distillers.connectors import map_shapes, pair_shapes
 from kdlab.losses import hint_loss
 
 MASKS = ("channels", "places")
@@ -62,8 +62,8 @@ class MaskedGeneration(LayerDistiller):
         self.adapters = nn.ModuleList(
             nn.Identity() if mine == theirs else adapter(path, mine, other, theirs)
             for (path, other), (mine, theirs) in zip(self.layers, found, strict=True)
-        ).to(dtype_of(student))
-        self.generators = nn.ModuleList(generator(shape) for shape in maps).to(dtype_of(student))
+        )
+        self.generators = nn.ModuleList(generator(shape) for shape in maps)
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, targets: Tensor

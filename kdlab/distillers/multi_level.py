@@ -24,18 +24,19 @@ class MultiLevel(Distiller):
 
     Source: Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023 (not on arXiv;
     github.com/Jin-Ying/Multi-Level-Logit-Distillation). The temperatures and α are its code's. It
-    divides the batch's term by B and the class's by C alone, so that they grow with the batch; b
-    and c are what that is at its batch of 64. They are meant for the small probabilities of 100
-    classes: with few classes the class's term is the largest. Its weights of 0 or 1 for samples and
-    classes of low confidence multiply terms that are means already, so they only halve them, and
-    are left out here. It shows the student two views of each image, one weakly and one strongly
-    augmented; here there is one, that of ``fit(augment=...)``.
+    divides the batch's term by B and the class's by C alone, so that they grow with the batch; the
+    defaults are what that is at its batch of 64 and, for c, its 100 classes: with ten the same c
+    would outweigh all else, because their probabilities are larger. Its weights of 0 or 1 for
+    samples and classes of low confidence multiply terms that are means already, so they only halve
+    them, and are left out here. It shows the student two views of each image, one weakly and one
+    strongly augmented; here there is one, that of ``fit(augment=...)``. Five temperatures make a
+    large loss: the authors halve the usual learning rate.
 
     Args:
         temperatures: each above 0.
         alpha: weight of what the teacher says, 0 to 1.
         batch_weight: b, at least 0.
-        class_weight: c, at least 0.
+        class_weight: c, at least 0; None takes 0.4096 · C², which is 4096 with 100 classes.
 
     Raises:
         ValueError: no temperature, an option out of its range.
@@ -49,7 +50,7 @@ class MultiLevel(Distiller):
         temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
         alpha: float = 0.9,
         batch_weight: float = 64.0,
-        class_weight: float = 4096.0,
+        class_weight: float | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(temperatures, Sequence) or not temperatures:
@@ -59,18 +60,20 @@ class MultiLevel(Distiller):
         for temperature in temperatures:
             check_positive("temperatures", temperature)
         check_weight("batch_weight", batch_weight)
-        check_weight("class_weight", class_weight)
+        if class_weight is not None:
+            check_weight("class_weight", class_weight)
         self.temperatures = tuple(float(temperature) for temperature in temperatures)
         self.alpha = check_fraction("alpha", alpha)
         self.batch_weight = float(batch_weight)
-        self.class_weight = float(class_weight)
-        self.relates_images = batch_weight > 0 or class_weight > 0
+        self.class_weight = None if class_weight is None else float(class_weight)
+        self.relates_images = batch_weight > 0 or class_weight != 0
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, targets: Tensor
     ) -> dict[str, Tensor]:
         """Return the terms ``hard``, ``instance``, ``batch`` and ``class``."""
-        pair = student.logits, teacher_logits(teacher, self)
+        pair, classes = (student.logits, teacher_logits(teacher, self)), student.logits.shape[-1]
+        class_weight = 0.4096 * classes**2 if self.class_weight is None else self.class_weight
 
         def over_temperatures(loss: Callable[..., Tensor], weight: float = 1.0) -> Tensor:
             return (
@@ -81,5 +84,5 @@ class MultiLevel(Distiller):
             "hard": (1 - self.alpha) * student.label_loss(targets),
             "instance": over_temperatures(soft_target_loss),
             "batch": over_temperatures(batch_relation_loss, self.batch_weight),
-            "class": over_temperatures(class_relation_loss, self.class_weight),
+            "class": over_temperatures(class_relation_loss, class_weight),
         }

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.base import Distiller, Outputs
-from kdlab.distillers.connectors import dtype_of
+from kdlab.distillers.adapters import example_of
+from kdlab.distillers.base import Distiller, Outputs, computing_dtype
 from kdlab.losses import soft_target_loss
 from kdlab.losses.checks import check_kind, check_positive, check_weight
 from kdlab.models import logits_of
@@ -74,9 +74,12 @@ class MutualLearning(Distiller):
         if self.peer is None or student.inputs is None:
             missing = "the peer has not been made" if self.peer is None else "no images came"
             raise ValueError(f"peer: {missing}, expected both; train with fit, which sees to it")
-        mine, theirs = student.logits, logits_of(self.peer(student.inputs), "peer")
+        mine, theirs = (
+            student.logits,
+            logits_of(self.peer(inputs_for(self.peer, student.inputs)), "peer"),
+        )
         return {
-            "hard": student.label_loss(targets, logits=mine),
+            "hard": student.label_loss(targets),
             "mutual": self.weight * soft_target_loss(mine, theirs, self.temperature),
             "peer_hard": student.label_loss(targets, logits=theirs),
             "peer_mutual": self.weight * soft_target_loss(theirs, mine, self.temperature),
@@ -89,33 +92,37 @@ def redrawn(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: a layer with parameters of its own that does not say how it starts.
     """
-    fresh = copy.deepcopy(model)
-    for path, module in fresh.named_modules():
-        if not any(p.requires_grad for p in module.parameters(recurse=False)):
-            continue
-        start = getattr(module, "reset_parameters", None)
-        start = start or getattr(module, "_reset_parameters", None)  # nn.MultiheadAttention's
-        if start is None:
-            raise ValueError(
-                f"peer: got None, but the student's layer {path or 'model'!r} "
-                f"({type(module).__name__}) has no reset_parameters that draws its weights "
-                "anew, expected one; give a second model, as in MutualLearning(peer)"
-            )
-        start()
-    return fresh
+    fresh = copy.deepcopy(model).cpu()
+    with torch.random.fork_rng(devices=[]):
+        # The model may have been drawn with the very seed of this run, in the same order.
+        torch.manual_seed(int(torch.randint(2**62, ())))
+        for path, module in fresh.named_modules():
+            if not any(p.requires_grad for p in module.parameters(recurse=False)):
+                continue
+            start = getattr(module, "reset_parameters", None)
+            start = start or getattr(module, "_reset_parameters", None)  # nn.MultiheadAttention's
+            if start is None:
+                raise ValueError(
+                    f"peer: got None, but the student's layer {path or 'model'!r} "
+                    f"({type(module).__name__}) has no reset_parameters that draws its weights "
+                    "anew, expected one; give a second model, as in MutualLearning(peer)"
+                )
+            start()
+    return fresh.to(device_of(model))
 
 
 def check_peer(peer: nn.Module, student: nn.Module, train: Split) -> None:
     """Raise ValueError unless a peer answers like the student, with other weights."""
-    if dtype_of(peer) != dtype_of(student):
+    own, wanted_dtype = computing_dtype(peer), computing_dtype(student)
+    if own != wanted_dtype:
         raise ValueError(
-            f"peer: got a model of {dtype_of(peer)}, expected the student's {dtype_of(student)}; "
-            "convert it, as in peer.to(torch.float32)"
+            f"peer: got a model of {own}, expected the student's {wanted_dtype}; convert it, as in "
+            "peer.to(torch.float32)"
         )
-    images = inputs_for(student, train.x[:2])
+    images = inputs_for(student, example_of(train))
     wanted = logits_of(student(images), "model").shape
     try:
-        shape = logits_of(peer(images), "peer").shape
+        shape = logits_of(peer(inputs_for(peer, images)), "peer").shape
     except Exception as error:
         raise ValueError(
             f"peer: got {type(error).__name__} on {list(images.shape)} ({error!s:.200}), "

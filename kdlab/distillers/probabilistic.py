@@ -14,7 +14,8 @@ class Probabilistic(LayerDistiller):
 
     Source: Passalis, Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer",
     2018, arXiv:1803.10837; the weight is that of Tian, Krishnan, Isola's comparison
-    (arXiv:1910.10699). Compared in lesson 02.
+    (arXiv:1910.10699). It belongs to its batches of 64: Σ / B² is the mean over the samples divided
+    by B, so 60000 in batches of 128 pulls as much. Compared in lesson 02.
 
     Args:
         layers: a path, several, or student's path → teacher's path; of any two shapes.

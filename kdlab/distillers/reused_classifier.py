@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.adapters import as_map, match_size, resize
+from kdlab.distillers.adapters import as_map, match_size, read_features, resize, rows_of
 from kdlab.distillers.base import LayerDistiller, Layers, Outputs
-from kdlab.distillers.connectors import dtype_of, given, map_shapes
+from kdlab.distillers.connectors import given, map_shapes
 from kdlab.losses import hint_loss
 from kdlab.losses.checks import check_count, compute_dtype
 from kdlab.models import Taps, logits_of
-from kdlab.models.modes import device_of, inputs_for
+from kdlab.models.modes import as_written, device_of, inputs_for
 from kdlab.models.taps import check_path
 
 IMAGES = 64  # of the teacher's features, to see whether they are ever negative
@@ -78,14 +78,14 @@ class ReusedClassifier(LayerDistiller):
         ((mine, theirs),) = map_shapes(self.layers, student, teacher, train)
         self.reused = copy.deepcopy(checked_classifier(teacher, self.classifier))
         self.reused.requires_grad_(False).eval()
-        with Taps(teacher, [path]) as taps:
-            logits = logits_of(teacher(inputs_for(teacher, train.x[:IMAGES])), "teacher")
-            features = taps[path]
+        images, rows = train.x[:IMAGES], rows_of(teacher, [path], train)
+        features = read_features(teacher, [path], images, rows)[path]
+        logits = logits_of(teacher(inputs_for(teacher, images)), "teacher")
         check_answer(self.reused, features, logits, path, self.classifier)
         self.size = tuple(min(*sides) for sides in zip(mine[2:], theirs[2:], strict=True))
         self.projector = projector(
             mine[1], theirs[1], self.size, self.factor, positive=bool((features >= 0).all())
-        ).to(dtype_of(student))
+        )
 
     def train(self, mode: bool = True) -> ReusedClassifier:
         """Set the mode of all but the classifier, whose norms and dropout stay those of eval."""
@@ -123,7 +123,8 @@ class ReusedClassifier(LayerDistiller):
         if not hasattr(self, "projector"):
             raise ValueError("assemble: got a method without a projector; train with it first")
         ((path, _),) = self.layers
-        whole = ReusedAnswer(student, path, self.size, self.projector, self.reused)
+        parts = self.size, self.projector, self.reused
+        whole = ReusedAnswer(student, path, *parts, path in self._as_rows[0])
         return whole.to(device_of(student)).eval()
 
 
@@ -136,6 +137,7 @@ class ReusedAnswer(nn.Module):
         size: of the map that the projector takes.
         projector: to the teacher's channels.
         classifier: the teacher's; frozen, and in eval mode whatever the mode of the whole.
+        rows: whether the features are ``[B, c, l]``, tokens in columns.
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class ReusedAnswer(nn.Module):
         size: tuple[int, ...],
         projector: nn.Module,
         classifier: nn.Module,
+        rows: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -152,6 +155,7 @@ class ReusedAnswer(nn.Module):
         self.size = size
         self.projector = projector
         self.classifier = classifier
+        self.rows = rows
 
     def train(self, mode: bool = True) -> ReusedAnswer:
         """Set the mode of all but the classifier."""
@@ -161,9 +165,10 @@ class ReusedAnswer(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits ``[B, C]``."""
-        with Taps(self.model, [self.path]) as taps:
+        with as_written(self.model), Taps(self.model, [self.path]) as taps:
             self.model(inputs)
-            features = taps[self.path]
+            read = taps[self.path]
+        features = read.mT if self.rows else read
         features = resize(as_map(features.to(compute_dtype(features))), self.size)
         return reused_answer(self.classifier, self.projector(features))
 

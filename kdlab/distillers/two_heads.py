@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
+from kdlab.distillers.adapters import example_of, shapes
 from kdlab.distillers.base import Distiller, Outputs, check_fraction, teacher_logits
-from kdlab.distillers.connectors import dtype_of
 from kdlab.losses import hard_target_loss, soft_target_loss
 from kdlab.losses.checks import check_positive
 from kdlab.models import Taps, logits_of
 from kdlab.models.exits import mean_over_places
-from kdlab.models.modes import device_of, inputs_for
+from kdlab.models.modes import as_written, device_of, inputs_for
 
 AVERAGES = ("probabilities", "logits")
 
@@ -72,25 +72,23 @@ class TwoHeads(Distiller):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
         """Build the second head, or look at the one that the student has."""
-        with Taps(student, [self._path]) as taps:
-            logits = logits_of(student(inputs_for(student, train.x[:2])), "model")
-            read = taps[self._path]
+        logits = logits_of(student(inputs_for(student, example_of(train))), "model")
+        read = shapes(student, [self._path], train)[self._path]
         if self.head is not None:
-            if read.shape != logits.shape:
+            if read != logits.shape:
                 raise ValueError(
-                    f"head: got shape {list(read.shape)} from {self.head!r}, expected logits "
+                    f"head: got shape {list(read)} from {self.head!r}, expected logits "
                     f"{list(logits.shape)}; name a layer that gives the second head's logits, or "
                     "leave head out for a new one"
                 )
             self.second: nn.Module = nn.Identity()
             return
-        if read.dim() not in (2, 3, 4):
+        if len(read) not in (2, 3, 4):
             raise ValueError(
-                f"embedding: got shape {list(read.shape)} from {self.embedding!r}, expected an "
+                f"embedding: got shape {list(read)} from {self.embedding!r}, expected an "
                 "embedding [B, d], tokens [B, N, d] or a map [B, d, h, w]; read another layer"
             )
-        self.second = nn.Linear(mean_over_places(read).shape[1], logits.shape[1])
-        self.second.to(dtype_of(student))
+        self.second = nn.Linear(read[2 if len(read) == 3 else 1], logits.shape[1])
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, targets: Tensor
@@ -119,7 +117,8 @@ class TwoHeads(Distiller):
             raise ValueError(f'average: got {average!r}, expected "probabilities" or "logits"')
         if not hasattr(self, "second"):
             raise ValueError("assemble: got a method without a second head; train with it first")
-        both = BothHeads(student, self._path, self.second, average)
+        rows = self._path in self._as_rows[0]
+        both = BothHeads(student, self._path, self.second, average, rows)
         return both.to(device_of(student)).eval()
 
 
@@ -131,20 +130,25 @@ class BothHeads(nn.Module):
         path: what the second head reads in it.
         second: the second head.
         average: "probabilities" (the answer is their logarithm) or "logits".
+        rows: whether what it reads is ``[B, c, l]``, tokens in columns.
     """
 
-    def __init__(self, model: nn.Module, path: str, second: nn.Module, average: str) -> None:
+    def __init__(
+        self, model: nn.Module, path: str, second: nn.Module, average: str, rows: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.path = path
         self.second = second
         self.average = average
+        self.rows = rows
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits ``[B, C]``."""
-        with Taps(self.model, [self.path]) as taps:
+        with as_written(self.model), Taps(self.model, [self.path]) as taps:
             first = logits_of(self.model(inputs))
-            second = second_logits(self.second, taps[self.path])
+            read = taps[self.path]
+        second = second_logits(self.second, read.mT if self.rows else read)
         if self.average == "logits":
             return (first + second) / 2
         log_p, log_q = (torch.log_softmax(logits, dim=-1) for logits in (first, second))

@@ -166,7 +166,7 @@ class RetrainingExplorer(Explorer):
             self.data,
             method,
             seeds=range(self.students),
-            teacher_outputs=self.outputs if method else None,
+            teacher_outputs=None if method is None else self.outputs,
             epochs=self.epochs,
             batch_size=64,
             lr=LR_OF_64_INPUTS * min(1.0, 64 / math.prod(self.data.shape)),

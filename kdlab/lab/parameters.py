@@ -1,12 +1,16 @@
 """The parameters of a lesson: what its cell declares, what came, and whether that is allowed.
 
 Types come from the annotations, defaults from the source of the parameters cell (in IPython's
-history of inputs), ranges from ``lab.start``. ``kdlab run`` asks the same functions beforehand.
+history of inputs), ranges from ``lab.start``. ``kdlab run`` asks the same functions beforehand, of
+notebooks that strangers wrote: nothing here evaluates what it reads.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
+import numbers
+import operator
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Union, get_args, get_origin
@@ -19,6 +23,10 @@ STANDARD: dict[str, Any] = {
     "device": ("auto", "cpu", "cuda", "mps"),
 }
 OPTIONAL = frozenset({"device"})
+TYPES: dict[str, Any] = {kind.__name__: kind for kind in (str, int, float, bool, list, tuple, dict)}
+TYPES |= {"Any": Any, "None": None, "List": list, "Tuple": tuple, "Dict": dict}
+
+NUMBERS = tuple(f"float('{word}')" for word in ("nan", "inf", "-inf"))  # as papermill writes them
 
 EXAMPLE = """A lesson's first code cell, tagged `parameters`, looks like this:
     profile: str = "fast"      # fast or full
@@ -27,9 +35,14 @@ EXAMPLE = """A lesson's first code cell, tagged `parameters`, looks like this:
 
 
 def read(
-    namespace: Mapping[str, Any], ranges: Mapping[str, Any]
+    namespace: Mapping[str, Any], ranges: Mapping[str, Any], *, live: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the checked values, and the defaults (None when the cell's source is not known).
+
+    Args:
+        namespace: of the notebook.
+        ranges: as ``lab.start``.
+        live: a person runs the cells, so that papermill set nothing.
 
     Raises:
         ValueError: as ``lab.start``.
@@ -43,7 +56,7 @@ def read(
     for name in [n for n in OPTIONAL if n not in types and n not in namespace]:
         del known[name]
     _check_declared(known, types, namespace, cell)
-    for name in _injected(sources):
+    for name in [] if live else _injected(sources):
         check_known("parameter", name, known)
     for name, allowed in known.items():
         check_value(name, namespace[name], types.get(name, Any), allowed)
@@ -59,7 +72,7 @@ def check_value(name: str, value: Any, annotation: Any, allowed: Any) -> None:
         )
     if allowed is None:
         return
-    span = len(allowed) == 2 and not any(isinstance(end, str | bool) for end in allowed)
+    span = len(allowed) == 2 and all(map(_is_number, allowed))
     for item in value if isinstance(value, list | tuple) else [value]:
         if span:
             if not isinstance(item, int | float) or not allowed[0] <= item <= allowed[1]:
@@ -79,6 +92,8 @@ def fits(value: Any, annotation: Any) -> bool:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Union or type(annotation).__name__ == "UnionType":
         return any(fits(value, argument) for argument in arguments)
+    if annotation is Any:
+        return True
     if annotation is None:
         return value is None
     if list in (origin, annotation) or tuple in (origin, annotation):
@@ -93,6 +108,10 @@ def fits(value: Any, annotation: Any) -> bool:
     return isinstance(value, annotation) if isinstance(annotation, type) else True
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def annotated(tree: ast.Module) -> dict[str, ast.AnnAssign]:
     """Return the statements ``name: type = default`` of a cell by name."""
     return {
@@ -102,12 +121,38 @@ def annotated(tree: ast.Module) -> dict[str, ast.AnnAssign]:
     }
 
 
-def type_of(node: ast.AnnAssign, namespace: Mapping[str, Any]) -> Any:
-    """Return the type that a statement declares; Any, which fits all, where that fails."""
+def type_of(annotation: ast.expr | None) -> Any:
+    """Return the type that an annotation names, without evaluating it.
+
+    Names are those of ``TYPES``, alone, in brackets or joined by ``|``, ``Union`` or ``Optional``.
+    Of all others it is Any, which fits every value.
+    """
     try:
-        return eval(ast.unparse(node.annotation), dict(namespace))
-    except Exception:
-        return Any
+        match annotation:
+            case ast.Constant(value=None):
+                return None
+            case ast.Constant(value=str(text)) if tree := parse(f"_: {text}"):
+                return type_of(annotated(tree)["_"].annotation) if annotated(tree) else Any
+            case ast.Name(id=name) | ast.Attribute(value=ast.Name(id="typing"), attr=name):
+                return TYPES.get(name, Any)
+            case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+                return type_of(left) | type_of(right)
+            case ast.Subscript(value=ast.Name(id=name) | ast.Attribute(attr=name), slice=inside):
+                several = inside.elts if isinstance(inside, ast.Tuple) else [inside]
+                inner = [_item_type(item) for item in several]
+                if name in ("Union", "Optional"):
+                    more = [None] if name == "Optional" else []
+                    return functools.reduce(operator.or_, [*inner, *more])
+                if TYPES.get(name) in (list, tuple, dict):
+                    return TYPES[name][tuple(inner)]
+    except (TypeError, RecursionError):
+        pass
+    return Any
+
+
+def _item_type(node: ast.expr) -> Any:
+    is_dots = isinstance(node, ast.Constant) and node.value is ...
+    return ... if is_dots else type_of(node)
 
 
 def defaults(cell: ast.Module) -> dict[str, Any]:
@@ -119,38 +164,49 @@ def defaults(cell: ast.Module) -> dict[str, Any]:
     found = {}
     for name, node in annotated(cell).items():
         try:
-            found[name] = ast.literal_eval(node.value) if node.value else None
-        except ValueError as error:
+            found[name] = literal(node.value) if node.value else None
+        except ValueError:
             raise ValueError(
                 f"the parameter {name} is computed in the parameters cell; expected a literal, "
                 "because a rerun that changes what it depends on would leave it as it was"
-            ) from error
+            ) from None
     return found
+
+
+def literal(node: ast.expr | str) -> Any:
+    """Return the value of a literal.
+
+    Raises:
+        ValueError: it is no literal, or one that Python cannot make.
+    """
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise ValueError("it is no literal") from None
 
 
 def parse(source: str) -> ast.Module | None:
     """Return a cell's tree; None for one that is no plain Python (a magic, or one that failed)."""
     try:
         return ast.parse(source)
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # also zeros, and deep nesting
         return None
 
 
 def _parameters_cell(sources: Iterable[str]) -> ast.Module | None:
     """Return the first cell that annotates ``profile``: later edits of it are changes."""
     trees = filter(None, map(parse, sources))
-    return next((tree for tree in trees if "profile" in annotated(tree)), None)
+    return next(filter(_declares, trees), None)
 
 
 def _types(namespace: Mapping[str, Any], cell: ast.Module | None) -> dict[str, Any]:
     """Return name → type. Python 3.14 keeps them behind a function, and of one statement only."""
-    found = {n: type_of(node, namespace) for n, node in annotated(cell).items()} if cell else {}
+    found = {n: type_of(node.annotation) for n, node in annotated(cell).items()} if cell else {}
     if callable(annotate := namespace.get("__annotate__")):
         found.update(annotate(1))
     for name, kind in (namespace.get("__annotations__") or {}).items():
         # with `from __future__ import annotations` they are texts
-        node = ast.parse(f"_: {kind}").body[0] if isinstance(kind, str) else None
-        found[name] = type_of(node, namespace) if isinstance(node, ast.AnnAssign) else kind
+        found[name] = type_of(ast.Constant(kind)) if isinstance(kind, str) else kind
     return found
 
 
@@ -176,8 +232,30 @@ def _check_declared(
             )
 
 
-def _injected(sources: Iterable[str]) -> list[str]:
-    """Return the names that papermill set; of those nobody declared it only warns."""
-    trees = [parse(source) for source in sources if source.lstrip().startswith("# Parameters")]
-    nodes = [node for tree in trees if tree for node in tree.body if isinstance(node, ast.Assign)]
-    return [t.id for node in nodes for t in node.targets if isinstance(t, ast.Name)]
+def _injected(sources: list[str]) -> list[str]:
+    """Return the names that papermill set; of those nobody declared it only warns.
+
+    Its cell stands right behind the parameters cell and holds nothing but literals: a cell of the
+    learner's own that begins in the same way stands elsewhere.
+    """
+    trees = [parse(source) for source in sources]
+    cells = zip(trees, sources[1:], trees[1:], strict=False)
+    behind = ((source, tree) for first, source, tree in cells if first and _declares(first))
+    source, tree = next(behind, ("", None))
+    if not source.startswith("# Parameters\n") or not tree or not all(map(_is_set, tree.body)):
+        return []
+    names = [ast.unparse(node.targets[0]) for node in tree.body if isinstance(node, ast.Assign)]
+    return [name for name in names if not name.startswith("PAPERMILL_")]
+
+
+def _declares(tree: ast.Module) -> bool:
+    """Say whether this is a parameters cell: every lesson has a profile."""
+    return "profile" in annotated(tree)
+
+
+def _is_set(node: ast.stmt) -> bool:
+    """Say whether a statement is ``name = value`` as papermill writes it, with float('nan')."""
+    if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+        return False
+    calls = [n for n in ast.walk(node.value) if isinstance(n, ast.Call | ast.Name | ast.Attribute)]
+    return all(ast.unparse(call) in ("float", *NUMBERS) for call in calls)

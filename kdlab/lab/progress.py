@@ -17,7 +17,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from IPython import get_ipython
 
-from kdlab.files import atomic_write
+from kdlab.files import atomic_write, read_json
 from kdlab.lab.parameters import parse
 
 SWITCH, OFF = "KDLAB_PROGRESS", ("off", "no", "none", "false", "0")
@@ -157,7 +157,7 @@ def table(entries: Entries, folder: str | os.PathLike[str] = ".") -> pd.DataFram
 def exercises_of(lesson: Path) -> list[str]:
     """Return the names of a notebook's exercises, in order; none for what is no notebook."""
     try:
-        cells = json.loads(lesson.read_text(encoding="utf-8"))["cells"]
+        cells = read_json(lesson)["cells"]
         sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
@@ -189,12 +189,12 @@ def _lock(file: Path) -> FileLock:
 def _load(file: Path) -> tuple[Entries, str]:
     """Read the file; set aside one that makes no sense, because it may be all that is left."""
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))["exercises"]
+        entries = read_json(file)["exercises"]
         if all(_is_sound(entry) for entry in entries.values()):
             return entries, ""
     except FileNotFoundError:
         return {}, ""
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         pass
     numbers = (f"{file.stem}.damaged-{n}{file.suffix}" for n in range(1, 1000))
     aside = next(spot for name in numbers if not (spot := file.with_name(name)).exists())

@@ -20,7 +20,7 @@ from IPython.display import display
 
 import kdlab
 from kdlab import exercises, plots
-from kdlab.files import atomic_write, cache_folder
+from kdlab.files import atomic_write, cache_folder, safe_name, short_hash
 from kdlab.lab import parameters, progress
 from kdlab.lab.records import MIME, plain, readable
 from kdlab.training.device import describe
@@ -40,7 +40,7 @@ def start(namespace: dict[str, Any], *, lesson: str = "lesson", **ranges: Any) -
 
     Args:
         namespace: the notebook's ``globals()``.
-        lesson: its file name without ending; names the record on disk.
+        lesson: its file name without ending; names the record on disk, unless ``kdlab run`` does.
         ranges: one per parameter of the lesson: (low, high) inclusive for numbers, a sequence of
             texts as choices, None for anything. Of a list every element must fit. ``profile``,
             ``seed`` and ``device`` need none.
@@ -52,7 +52,7 @@ def start(namespace: dict[str, Any], *, lesson: str = "lesson", **ranges: Any) -
         ValueError: no parameters cell; a parameter that is not declared, has no range, is of the
             wrong type or out of range; or an injected name that is no parameter.
     """
-    lab = Lab(lesson, *parameters.read(namespace, ranges))
+    lab = Lab(lesson, *parameters.read(namespace, ranges, live=progress.is_live()))
     seed_everything(lab.parameters["seed"])
     if threads := os.environ.get("KDLAB_THREADS"):
         torch.set_num_threads(int(threads))
@@ -229,9 +229,11 @@ class Lab:
         an executed notebook is all that ``kdlab report`` needs. Digits differ from machine to
         machine: tag a cell that records measured numbers ``nbval-ignore-output``.
 
-        On disk: ``<lesson>.json`` in ``$KDLAB_RECORDS``, else in ``records`` of the cache, written
-        whole or not at all, with parameters, versions, device, claims and checks of this run. A
-        folder that cannot be written costs one printed line and nothing else.
+        On disk: in ``$KDLAB_RECORDS``, else in ``records`` of the cache, written whole or not at
+        all, with parameters, versions, device, claims and checks of this run. The file is named
+        after the notebook that ``kdlab run`` writes, else after the lesson, with a hash of the
+        parameters: two runs share none. A folder that cannot be written costs one printed line and
+        nothing else.
 
         Args:
             name: of the result; a second result of this name replaces the first.
@@ -306,7 +308,9 @@ class Lab:
     def _save(self) -> bool:
         """Write the report; say whether that worked."""
         folder = os.environ.get("KDLAB_RECORDS")
-        path = (Path(folder) if folder else cache_folder() / "records") / f"{self.lesson}.json"
+        name = safe_name(os.environ.get("KDLAB_RECORD", self.lesson), 110)
+        file = f"{name}-{short_hash(plain(self.parameters), 8)}.json"
+        path = (Path(folder) if folder else cache_folder() / "records") / file
         try:
             text = json.dumps(plain(self.report()), indent=1, ensure_ascii=False, allow_nan=False)
             with atomic_write(path) as temporary:

@@ -146,7 +146,7 @@ def check_pair(student: Tensor, teacher: Tensor, dims: tuple[int, ...] = (2,)) -
         cause = (
             "do both see the same batch?"
             if teacher.shape[-1:] == student.shape[-1:]
-            else "do both predict the same classes?"
+            else "do both predict the same classes? If not, there is ClassMapping(method, ...)"
         )
         raise ValueError(
             f"teacher: shape {list(teacher.shape)}, "

@@ -107,6 +107,8 @@ def wsld_gate(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     Low where the student knows the label better than the teacher does (0.63 where both know it
     equally well, 0 where the student is certain): there soft labels add bias while they lower the
     variance. The paper found that leaving such samples out altogether hurts too, hence a weight.
+    The released code divides by CE_teacher + 1e-7; here nothing is added, which shows only where
+    the teacher gives the label a probability above about 1 − 1e-5.
 
     Source: Zhou, Song, Chen, Zhou, Wang, Yuan, Zhang, "Rethinking Soft Labels for Knowledge
     Distillation: A Bias-Variance Tradeoff Perspective", ICLR 2021, arXiv:2102.00650. Lesson 05.
@@ -173,7 +175,8 @@ def confidence_aware_weights(teachers: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         ``[B, K]``, each row at least 0 with the sum 1. A teacher that is far worse than the rest
-        gets 0, all others the same, 1/(K − 1).
+        gets 0, all others the same, 1/(K − 1). Σ_k w_k · loss_k is K times the released code's
+        loss, which takes the mean over the teachers where the paper has the sum.
 
     Raises:
         ValueError: no logits ``[B, K, C]``, labels out of range, NaN or infinite logits.

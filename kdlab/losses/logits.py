@@ -4,6 +4,7 @@ The conventions are those of `kdlab.losses.soft_targets`.
 """
 
 import numbers
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -152,8 +153,8 @@ def class_groups(classes: Classes) -> tuple[tuple[int, ...], ...]:
         groups.append(tuple(int(one) for one in group))
     if not groups:
         raise ValueError("classes: got none, expected an entry for each class of the student")
-    named = [one for group in groups for one in group]
-    if twice := sorted({one for one in named if named.count(one) > 1}):
+    named = Counter(one for group in groups for one in group)
+    if twice := [one for one, times in named.items() if times > 1]:
         raise ValueError(
             f"classes: got the teacher's class {twice[0]} more than once, expected each at most "
             "once; or its probability would count twice: leave it to one class of the student"

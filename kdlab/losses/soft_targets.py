@@ -23,6 +23,7 @@ from kdlab.losses.checks import (
     prepare,
     reduce,
 )
+from kdlab.losses.divergence_kinds import jensen_shannon_divergence, reverse_divergence
 from kdlab.losses.divergences import (
     PLAIN_UP_TO,
     divergence,
@@ -31,30 +32,11 @@ from kdlab.losses.divergences import (
     tempered_divergence,
 )
 
-
-def _reverse(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    log_q, log_p = _both(student, teacher, temperature)
-    return kl_divergence(log_q, log_p).to(student.dtype)
-
-
-def _jensen_shannon(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    log_q, log_p = _both(student, teacher, temperature)
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return (0.5 * (kl_divergence(log_p, log_m) + kl_divergence(log_q, log_m))).to(student.dtype)
-
-
-def _both(student: Tensor, teacher: Tensor, temperature: float) -> list[Tensor]:
-    """Both log-softmaxes; in double precision where their difference may be tiny."""
-    exact = temperature > PLAIN_UP_TO and student.device.type != "mps"
-    dtype = torch.float64 if exact else student.dtype
-    return [F.log_softmax(z.to(dtype) / temperature, dim=-1) for z in (student, teacher)]
-
-
 # from the logits of student and teacher, without T²
 DIVERGENCES = {
     "forward": tempered_divergence,
-    "reverse": _reverse,
-    "jensen-shannon": _jensen_shannon,
+    "reverse": reverse_divergence,
+    "jensen-shannon": jensen_shannon_divergence,
 }
 
 

@@ -141,7 +141,8 @@ def cost(
     own_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads or own_threads)
-        with nullcontext() if module is None else evaluating(module), torch.no_grad():
+        mode = nullcontext() if module is None else evaluating(module)
+        with torch.inference_mode(False), torch.no_grad(), mode:
             used = _number(model, "threads") or torch.get_num_threads()
             meter = find_meter(device)
             times, joules = _timed(model, example, device, runs, seconds, meter)

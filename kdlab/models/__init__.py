@@ -7,6 +7,7 @@ from kdlab.models.inheritance import Inheritance, inherit
 from kdlab.models.mlp import MLP
 from kdlab.models.outputs import WithOutput, logits_of
 from kdlab.models.positions import TapPath, paths, preactivation
+from kdlab.models.published import load_published
 from kdlab.models.registry import available, build, build_for, count_parameters
 from kdlab.models.taps import Taps
 
@@ -26,6 +27,7 @@ __all__ = [
     "count_parameters",
     "exit_heads",
     "inherit",
+    "load_published",
     "logits_of",
     "multi_scale",
     "paths",

@@ -179,10 +179,10 @@ def _move(f: Flow, func: Any, args: Any, kwargs: Any) -> list[Lines]:
             elif (
                 f.tied
                 and (inner := _inner(part, varying)) is not None
-                and (lines[varying[1]] is None)
+                and (lines[varying[-1]] is None)
             ):
                 f.unite_all(list(inner), INPUT)
-                lines[varying[1]] = inner[0]
+                lines[varying[-1]] = inner[0]
             else:
                 f.fix(part.unique(), f"{func} spreads its channels over several axes")
     return [tuple(lines) for lines in results]
@@ -190,9 +190,10 @@ def _move(f: Flow, func: Any, args: Any, kwargs: Any) -> list[Lines]:
 
 def _inner(part: Tensor, varying: list[int]) -> Tensor | None:
     """Channels that a view cut into blocks, [blocks, size], if nothing else is on these axes."""
-    if len(varying) != 2:
+    if len(varying) < 2:
         return None
-    inner = part[tuple(slice(None) if a in varying else 0 for a in range(part.dim()))]
+    kept = part[tuple(slice(None) if axis in varying else 0 for axis in range(part.dim()))]
+    inner = kept.reshape(-1, kept.shape[-1])
     whole = len(inner.unique()) == inner.numel() and NOTHING not in inner
     return inner if whole and bool((inner.diff(dim=1) > 0).all()) else None
 
@@ -281,7 +282,7 @@ def _convolve(f: Flow, func: Any, args: Any, kwargs: Any, out: Tensor) -> Lines:
         why = f"a convolution of {groups} groups ties them together"
         f.tie(entering, groups, why)
         f.tie(written, groups, why)
-        f.unite(None if entering is None else entering[: len(read)], read, INPUT)
+        f.unite(None if entering is None else entering[: weight.shape[1]], read, INPUT)
     else:
         for line in (entering, read, written):
             f.fix(line, f"a convolution of {groups} groups ties them together")

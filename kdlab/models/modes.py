@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 @contextmanager
@@ -79,6 +80,11 @@ def uncompiled() -> Iterator[None]:
         _UNCOMPILED.reset(token)
 
 
+def as_written(model: nn.Module) -> AbstractContextManager[None]:
+    """`uncompiled` where a model was compiled; nothing where all of this is being compiled."""
+    return uncompiled() if compiles(model) else nullcontext()
+
+
 def compiles(model: nn.Module) -> bool:
     """Whether a forward of the model, here and now, runs something that torch.compile made."""
     return not (_UNCOMPILED.get() or torch.compiler.is_compiling()) and any(
@@ -88,18 +94,26 @@ def compiles(model: nn.Module) -> bool:
     )
 
 
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **options: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
 @contextmanager
 def counting_flops() -> Iterator[FlopCounterMode]:
     """PyTorch's counter, without what computes a whole layer in one operation that does not count.
 
-    That is oneDNN for an LSTM, and the fast path of ``nn.MultiheadAttention``.
+    That is oneDNN for an LSTM, and the fast path of ``nn.MultiheadAttention``. What computes
+    attention on a processor is counted as PyTorch counts it on a graphics card.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     set_flags = torch.backends.mkldnn.set_flags  # mkldnn.flags() also touches TF32, and warns
     enabled, *_ = set_flags(_enabled=False, _fp32_precision=None)
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

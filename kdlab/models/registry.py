@@ -13,7 +13,8 @@ from kdlab.models.activations import make_activation, swap_activations
 from kdlab.models.cnn import cnn
 from kdlab.models.mlp import MLP
 from kdlab.models.mobilenet import mobilenetv2
-from kdlab.models.resnet import resnet
+from kdlab.models.resnet import resnet, resnet50
+from kdlab.models.shufflenet import shufflenetv1, shufflenetv2
 from kdlab.models.text import Transformer, gru, lstm
 from kdlab.models.vgg import vgg
 from kdlab.models.vit import VisionTransformer
@@ -40,6 +41,7 @@ MODELS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "resnet110": (resnet, {"depth": 110, "widths": PLAIN}),
     "resnet8x4": (resnet, {"depth": 8, "widths": X4}),
     "resnet32x4": (resnet, {"depth": 32, "widths": X4}),
+    "resnet50": (resnet50, {}),
     "wrn_16_1": (wide_resnet, {"depth": 16, "widen": 1}),
     "wrn_16_2": (wide_resnet, {"depth": 16, "widen": 2}),
     "wrn_40_1": (wide_resnet, {"depth": 40, "widen": 1}),
@@ -50,10 +52,21 @@ MODELS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "vgg16": (vgg, {"depths": (2, 2, 3, 3, 3)}),
     "vgg19": (vgg, {"depths": (2, 2, 4, 4, 4)}),
     "mobilenetv2": (mobilenetv2, {}),
+    "shufflenetv1": (shufflenetv1, {}),
+    "shufflenetv2": (shufflenetv2, {}),
     "vit": (VisionTransformer, {}),
     "transformer": (Transformer, {}),
     "lstm": (lstm, {}),
     "gru": (gru, {}),
+}
+
+# Other names in use for some of them: those of RepDistiller and mdistiller.
+ALIASES = {
+    "ResNet50": "resnet50",
+    "mobile_half": "mobilenetv2",
+    "MobileNetV2": "mobilenetv2",
+    "ShuffleV1": "shufflenetv1",
+    "ShuffleV2": "shufflenetv2",
 }
 
 
@@ -79,7 +92,7 @@ def build(
     It is built on the CPU, in training mode.
 
     Args:
-        name: one of `available()`.
+        name: one of `available()`, or what RepDistiller calls it (`ALIASES`: ResNet50, ShuffleV1).
         num_classes: C, at least 2.
         in_channels: channels of an image; not used by `mlp`, which takes `in_features`, nor by the
             models of texts, which take `vocabulary`.
@@ -98,7 +111,8 @@ def build(
         ValueError: an unknown name, activation or option, a count below its least value, an
             activation where there is none to replace.
     """
-    builder, fixed = _entry(name)
+    name = known_name(name)
+    builder, fixed = MODELS[name]
     if not _is_count(num_classes, least=2):
         raise ValueError(f"num_classes: expected an integer of at least 2, got {num_classes!r}.")
     if not _is_count(in_channels, least=1):
@@ -139,7 +153,8 @@ def build_for(
         ValueError: a shape that is not three positive integers (one for texts), a model of images
             for texts or the reverse, and what `build` raises.
     """
-    builder, _ = _entry(name)
+    name = known_name(name)
+    builder, _ = MODELS[name]
     if len(data_shape) not in (1, 3) or not all(_is_count(side, least=1) for side in data_shape):
         raise ValueError(
             "data_shape: expected (channels, height, width) as three positive integers, or "
@@ -172,9 +187,15 @@ def count_parameters(model: nn.Module) -> int:
     return sum(tensor.numel() for tensor in (*model.parameters(), *whole))
 
 
-def _entry(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+def known_name(name: str) -> str:
+    """The name in `MODELS` for one of these or of `ALIASES`.
+
+    Raises:
+        ValueError: neither, with the nearest one.
+    """
+    name = ALIASES.get(name, name) if isinstance(name, str) else name
     check_known("model", name, MODELS)
-    return MODELS[name]
+    return name
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:

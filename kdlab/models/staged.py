@@ -74,6 +74,8 @@ def initialise(model: nn.Module, *, head_std: float | None = None) -> None:
 
     Convolutions: Kaiming normal by fan-out, biases 0. Batch norms: scale 1, shift 0 (PyTorch's
     own). Linear layers: PyTorch's own, or normal(0, head_std) with bias 0 if `head_std` is given.
+    The benchmark also starts the bias of a Wide ResNet's classifier at 0 (`wide_resnet` does), and
+    its ShuffleNets as PyTorch does (these do not come here).
 
     Source: He, Zhang, Ren, Sun, Delving deep into rectifiers, 2015, arXiv 1502.01852.
     """

@@ -389,15 +389,20 @@ def _as_written(path: str) -> str:
 def _first_tensor(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, PackedSequence):  # its rows are no samples
-        return None
+    parts: list[Any]
     if isinstance(output, tuple | list):
-        parts = list(output)
+        parts = [output] if isinstance(output, PackedSequence) else list(output)
     else:
         named = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
         parts = [named[name] for name in MAIN if named.get(name) is not None] or [*named.values()]
-    found = (_first_tensor(part) for part in parts if not isinstance(part, nn.Module))
-    return next((tensor for tensor in found if tensor is not None), None)
+    for part in parts:
+        if isinstance(part, PackedSequence):  # its rows are no samples
+            return None
+        if isinstance(part, Tensor | tuple | list | Mapping):
+            tensor = _first_tensor(part)
+            if tensor is not None:
+                return tensor
+    return None
 
 
 def _version(tensor: Tensor | None) -> int:

@@ -50,7 +50,9 @@ def wide_resnet(num_classes: int, in_channels: int = 3, *, depth: int, widen: in
         parts[f"stage{number}"] = nn.Sequential(first, *rest)
         before = width
     parts["norm"] = nn.Sequential(nn.BatchNorm2d(before), nn.ReLU())
-    parts |= {"pool": global_pool(), "head": nn.Linear(before, num_classes)}
+    head = nn.Linear(before, num_classes)
+    parts |= {"pool": global_pool(), "head": head}
     model = Staged(in_channels, parts)
     initialise(model)
+    nn.init.zeros_(head.bias)  # the benchmark does so in this family, not in the residual networks
     return model

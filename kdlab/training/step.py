@@ -66,7 +66,8 @@ class Step:
         teacher: nn.Module | None = None,
     ) -> None:
         self.model = model
-        self.forward = Forward(model, output, call=torch.compile(model) if compiled else None)
+        called: Any = torch.compile(model) if compiled else model
+        self.forward = Forward(model, output, call=called)
         self.distiller = distiller
         self.ask_teacher = ask_teacher
         self.optimizer = optimizer
@@ -75,7 +76,8 @@ class Step:
         self.clip = clip
         self.update_frozen_norms = update_frozen_norms
         self.taken = set() if teacher is None else set(teacher.modules())
-        self.taps = Taps(model, list(distiller.student_taps if distiller is not None else ()))
+        wanted = distiller.student_taps if distiller is not None else ()
+        self.taps = Taps(called, list(wanted))
         self.micro_batch = micro_batch
         self.measured: dict[str, Tensor] = {}
         if micro_batch is not None and micro_batch < batches.size:

@@ -143,10 +143,10 @@ def complete(
     _check_kind("options", setting.options, name)
     check_options(setting.options, OPTIONS, f" in setting {name!r}")
     line = Line(
-        setting.student or student,
-        setting.data or data,
+        student if setting.student is None else setting.student,
+        data if setting.data is None else setting.data,
         setting.distiller,
-        setting.teacher or teacher,
+        teacher if setting.teacher is None else setting.teacher,
         {**options, **setting.options},
     )
     for part in ("distiller", "data", "teacher"):

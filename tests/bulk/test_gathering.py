@@ -10,7 +10,7 @@ from bulk_hands import keep, notebook_at
 from report_hands import keep_twelve, tell
 
 from kdlab.cli import report, runs
-from kdlab.cli.gathering import gather, parameter_names
+from kdlab.cli.gathering import gather, parameter_names, settled
 
 
 @pytest.fixture
@@ -61,14 +61,17 @@ def test_records_of_every_shape(tmp_path):
     assert (one["seed"] == 0).all(), "the run's seed stays what it is"
     assert np.isnan(one.loc[("methods", 1), "loss"])
     assert one.loc[("nested", 0), ["value.a", "value.b", "text"]].tolist() == [1, "[1, 2]", "x"]
-    assert one.loc[("again", 0), "value"] == "2" and one.loc[("flag", 0), "value"] == "true"
+    assert one.loc[("again", 0), "value"] == 2 and one.loc[("flag", 0), "value"] is True
     assert one["hidden"].unique().tolist() == ["[8, 4]"] and one["shuffle"].all()
     empty = table[table["run"] != run.name]
     assert len(empty) == 1 and empty["record"].isna().all() and empty["limit"].tolist() == [5]
     for read, name in [(pd.read_csv, "t.csv"), (pd.read_parquet, "t.parquet")]:
         path = tmp_path / name
-        (table.to_csv if read is pd.read_csv else table.to_parquet)(path, index=False)
+        of_one_kind = settled(table)
+        write = of_one_kind.to_csv if read is pd.read_csv else of_one_kind.to_parquet
+        write(path, index=False)
         again = read(path)
+        assert again["value"].tolist().count("true") == again["value"].tolist().count("2") == 1
         assert list(again.columns) == list(table.columns)
         assert again["hidden"].tolist() == table["hidden"].tolist()
 

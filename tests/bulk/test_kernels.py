@@ -54,7 +54,7 @@ def test_a_lesson_leaves_its_record(tmp_path):
     nbformat.write(notebook, lesson)
     code, told = kdlab("sweep", lesson, "-g", "temperature=2", "-g", "seed=3", "-o", tmp_path / "o")
     assert code == 0, told
-    (report,) = (tmp_path / "o").glob("*/tiny.json")
+    (report,) = (tmp_path / "o").glob("*/tiny-*.json")
     assert json.loads(report.read_text())["records"] == [{"name": "softness", "value": 5.0}]
 
 

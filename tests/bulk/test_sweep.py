@@ -1,5 +1,6 @@
 """What a sweep keeps: failed runs too, nothing twice, nothing half made on a full disk."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -55,15 +56,65 @@ def test_a_dry_run_tells_the_runs_and_makes_none(lesson, quick):
     assert "1 there already" in told and told.count("to be made: ") == 1 == len(quick())
 
 
-def test_a_changed_notebook_is_told(lesson, quick):
-    kdlab("sweep", lesson, "-o", "out")
-    assert "has changed" not in kdlab("sweep", lesson, "-o", "out")[1]
+def test_a_stale_run_is_named_and_made_again(lesson, quick, monkeypatch):
+    """The notebook, the data and the package decide, by content; nothing else does."""
+    data, words = Path("my.npz"), ["sweep", lesson, "-g", "dataset=my.npz,digits", "-o", "out"]
+    data.write_bytes(b"old")
+    assert "2 ran" in kdlab(*words)[1]
+    lesson.touch()
+    data.touch()
+    assert "0 ran, 2 were there already" in kdlab(*words)[1]
+    data.write_bytes(b"new")
+    code, told = kdlab(*words, "--dry-run")
+    assert code == 0 and "1 there already" in told and "stale, the data changed since" in told
+    code, told = kdlab(*words)
+    assert code == 0 and "1 ran, 1 were there already" in told and len(quick()) == 3
+    assert re.search(r"stale: [0-9a-f]{12} \(dataset=\S+/my\.npz\), the data changed since", told)
     notebook_at(lesson, "1 + 1")
-    code, told = kdlab("sweep", lesson, "-o", "out")
-    assert code == 0 and "the notebook has changed since 1 of the runs; --again" in told
-    assert len(quick()) == 1
+    told = kdlab(*words)[1]
+    assert "2 ran, 0 were" in told and told.count("the notebook changed since") == 2
+    monkeypatch.setattr("kdlab.__version__", "99")
+    told = kdlab(*words)[1]
+    assert "2 ran, 0 were" in told and told.count("kdlab changed since") == 2
+    assert "0 ran, 2 were there already" in kdlab(*words)[1] and len(quick()) == 7
+
+
+def test_a_folder_of_data_counts_by_what_is_in_it(lesson, quick):
+    Path("pets/cat").mkdir(parents=True)
+    Path("pets/cat/1.png").write_bytes(b"1")
+    words = ["sweep", lesson, "-g", "dataset=pets", "-o", "out"]
+    for change, ran in [(lambda: None, 1), (lambda: None, 0),
+                        (lambda: Path("pets/cat/2.png").write_bytes(b""), 1),
+                        (lambda: Path("pets/cat/2.png").rename("pets/cat/3.png"), 1),
+                        (lambda: Path("pets/cat/1.png").write_bytes(b"2"), 1)]:  # fmt: skip
+        change()
+        assert f"{ran} ran" in kdlab(*words)[1]
+
+
+def test_data_that_change_while_a_run_is_made_fail_it(lesson, quick, monkeypatch):
+    Path("my.npz").write_bytes(b"old")
+    before = running.run_lesson
+    words = ["sweep", lesson, "-g", "dataset=my.npz", "-o", "out"]
+    with monkeypatch.context() as patch:
+
+        def run(*arguments, **options):
+            before(*arguments, **options)
+            Path("my.npz").write_bytes(b"newer")
+
+        patch.setattr(running, "run_lesson", run)
+        code, told = kdlab(*words)
+    assert code == 1 and "the data or the notebook changed while it ran" in told
+    assert "1 ran, 0 were there already, 0 failed" in kdlab(*words)[1]
+
+
+def test_a_clock_that_is_set_back_makes_no_run_shorter_and_none_older(lesson, quick, monkeypatch):
+    clock = iter(range(10_000, 0, -1000))
+    monkeypatch.setattr(runs, "now", lambda: float(next(clock)))
+    kdlab("sweep", lesson, "-o", "out")
+    (first,) = state(Path("out")).values()
     kdlab("sweep", lesson, "-o", "out", "--again")
-    assert "has changed" not in kdlab("sweep", lesson, "-o", "out")[1]
+    (second,) = state(Path("out")).values()
+    assert first["seconds"] >= 0 and second["seconds"] >= 0 and second["ended"] > first["ended"]
 
 
 def test_what_no_notebook_raised_fails_a_run_and_not_the_sweep(lesson, monkeypatch):

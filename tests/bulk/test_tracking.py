@@ -23,7 +23,8 @@ def kept(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "BATCH", 2)
     monkeypatch.setattr(tracking, "PAGE", 1)
     out = tmp_path / "runs"
-    keep(out, {"temperature": 4.0, "hidden": [8, 4]}, RECORDS)
+    run = keep(out, {"temperature": 4.0, "hidden": [8, 4]}, RECORDS)
+    (run.folder / "stolen").symlink_to(__file__)  # is not brought into the store
     keep(out, {"temperature": 2.0, "hidden": [8]}, status=runs.FAILED, reason="MemoryError: no")
     return out
 

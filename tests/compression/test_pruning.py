@@ -26,7 +26,18 @@ from kdlab.training import predict
 
 DATA = make_data()
 X = DATA.test.x[:4]
-HUGE = ("resnet110", "vgg16", "vgg19", "resnet56", "resnet44", "resnet32x4", "wrn_40_2")
+HUGE = (
+    "resnet50",
+    "shufflenetv1",
+    "shufflenetv2",
+    "resnet110",
+    "vgg16",
+    "vgg19",
+    "resnet56",
+    "resnet44",
+    "resnet32x4",
+    "wrn_40_2",
+)
 NAMES = [n for n in available(DATA.shape) if n not in (*HUGE, "vgg11", "vgg13", "wrn_40_1")]
 CHAINS = ("cnn_tiny", "resnet8", "resnet8x4", "wrn_16_1", "vgg8", "mobilenetv2", "mlp")
 

@@ -7,7 +7,9 @@ from torch import nn
 
 from kdlab.datasets import Split
 from kdlab.distillers import Outputs, build
+from kdlab.losses.checks import compute_dtype
 from kdlab.models import Committee, Taps, build_for
+from kdlab.models.modes import inputs_for
 
 CLASSES = 4
 
@@ -28,12 +30,16 @@ def cnn(width, seed=0, classes=CLASSES):
     return nn.Sequential(OrderedDict(parts)).eval()
 
 
-def vit(width, seed=0):
+def vit(width, seed=0, classes=CLASSES):
     sizes = {"width": width, "depth": 2, "heads": 2, "patch": 4}
-    return build_for("vit", (1, 16, 16), CLASSES, seed=seed, **sizes).eval()
+    return build_for("vit", (1, 16, 16), classes, seed=seed, **sizes).eval()
 
 
-OPTIONS = {"factor_transfer": {"epochs": 1}, "sobolev": {"directions": None}}
+OPTIONS = {
+    "channel_gated_hints": {"steps": 2},
+    "factor_transfer": {"epochs": 1},
+    "sobolev": {"directions": None},
+}
 ATTENTION = ("attention_distributions", "self_attention_relations")
 
 
@@ -66,7 +72,8 @@ def make(name, **options):
 def outputs(net, taps, x, index=None, graph=True, by_input=False):
     x = x.clone().requires_grad_(by_input)
     with Taps(net, taps) as read, torch.set_grad_enabled(graph or by_input):
-        logits = net(x)
+        logits = net(inputs_for(net, x))  # as `fit` asks a model
+        logits = logits.to(compute_dtype(logits))
         return Outputs(logits, {path: read[path] for path in read}, x, index)
 
 

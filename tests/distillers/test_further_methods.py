@@ -172,6 +172,30 @@ def test_it_works_in_the_dtype_of_the_student(name, dtype):
     assert total.dtype == wide and all(p.grad.isfinite().all() for p in own)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mutual_learning"])
+def test_a_closed_gate_lets_nothing_through(name):
+    """Of what is computed for a sample alone; a relation loses its row."""
+    student, teacher, train, index = cnn(4, 1), cnn(6, 2), images(8), torch.arange(8)
+    options = {"classes": [1, 2, 3, 0]} if name == "class_mapping" else {}
+    half = torch.tensor([1.0, 0.0, 0.5, 0.0, 1.0, 0.0, 1.0, 0.0])
+
+    def terms(weights):
+        method = prepared(
+            Gated(make(name, **options), lambda s, t, y: weights), student, teacher, train
+        )
+        if name == "class_mapping":  # the gate has to be inside
+            inner = Gated(SoftTargets(), lambda s, t, y: weights)
+            method = prepared(ClassMapping(inner, **options), student, teacher, train)
+        return ask(method.eval(), student, teacher, train, index)
+
+    closed, some, opened = (terms(w) for w in (torch.zeros(8), half, torch.ones(8)))
+    for term, value in closed.items():
+        if term == "hard":
+            torch.testing.assert_close(value, opened[term])
+        else:
+            assert float(value.detach()) == 0 and not torch.isclose(some[term], opened[term])
+
+
 # ---- mutants: exchanged roles, a lost T² ------------------------------------------------------
 
 
@@ -287,6 +311,18 @@ def test_a_peer_is_the_student_drawn_anew_trains_in_training_mode_and_can_be_tak
     assert norms and all(m.running_mean.any() for m in norms)
     pairs = zip(student.parameters(), peer.parameters(), strict=True)
     assert not any(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_peer_is_another_model_even_where_the_student_was_drawn_with_the_seed_of_the_run(seed):
+    """Else both would be alike for ever, and the term 0."""
+    torch.manual_seed(seed)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    method, other = MutualLearning(), MutualLearning()
+    run = fit(copy.deepcopy(student), DIGITS, method, seed=seed, **SHORT)
+    assert run.history.rows[0]["mutual"] > 1e-3
+    fit(student, DIGITS, other, seed=seed + 1, **SHORT)
+    assert not torch.equal(method.peer[1].weight, other.peer[1].weight)
 
 
 def test_what_is_frozen_in_a_student_is_not_drawn_anew_in_its_peer():
@@ -622,15 +658,54 @@ def test_any_pair_that_an_adapter_joins_can_be_generated(pair):
 
 
 @pytest.mark.parametrize("layers", [{"blocks.0": "blocks.1"}, {"blocks.1": "head:input"}])
-def test_tokens_can_be_generated_or_are_refused_by_name(layers):
+def test_tokens_can_be_generated(layers):
     student, teacher, train = vit(8, 1), vit(12, 2), images(8)
-    method = MaskedGeneration(layers, mask="places")
-    if "head:input" in layers.values():
-        with says("layers: the student's 'blocks.1' gives tokens"):
-            prepared(method, student, teacher, train)
-        return
-    got = ask(prepared(method, student, teacher, train), student, teacher, train, torch.arange(8))
-    assert got["generation"].isfinite()
+    method = prepared(MaskedGeneration(layers, mask="places"), student, teacher, train)
+    assert ask(method, student, teacher, train, torch.arange(8))["generation"].isfinite()
+
+
+def test_what_no_adapter_joins_is_refused_by_name():
+    with says("layers: the student's 'pool' gives an embedding", "'stage3'"):
+        prepared(MaskedGeneration({"pool": "stage3"}), cnn(4, 1), cnn(6, 2), images(8))
+
+
+class Waves(nn.Module):
+    """Conv1d: features [B, c, l]."""
+
+    def __init__(self, width, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first = nn.Sequential(nn.Conv1d(1, width, 8, 8), nn.SiLU())
+        self.last = nn.Sequential(nn.Conv1d(width, 2 * width, 2, 2), nn.SiLU())
+        self.head = nn.Linear(2 * width, 4)
+
+    def forward(self, x):
+        return self.head(self.last(self.first(x.flatten(2))).mean(2))
+
+
+@pytest.mark.parametrize("other", ["waves", "cnn"])
+def test_features_of_a_conv1d_are_read_as_tokens_by_all_of_them(other):
+    student, train, index = Waves(4).eval(), images(8), torch.arange(8)
+    teacher = Waves(6, 1).eval() if other == "waves" else cnn(6, 2)
+    last = "last" if other == "waves" else "stage3"
+    first = "first" if other == "waves" else "stage2"
+    masked = prepared(MaskedGeneration({"last": last}), student, teacher, train)
+    assert ask(masked, student, teacher, train, index)["generation"].isfinite()
+    graph = prepared(InstanceGraph({"first": first, "last": last}), student, teacher, train)
+    assert ask(graph, student, teacher, train, index)["transformation"].isfinite()
+    heads = prepared(TwoHeads(embedding="last"), student, teacher, train)
+    reused = prepared(ReusedClassifier({"last": last}), student, teacher, train).eval()
+    assert heads.second.in_features == reused.projector[0].in_channels == 8
+    assert ask(heads, student, teacher, train, index)["choice"].isfinite()
+    assert ask(reused, student, teacher, train, index)["features"].isfinite()
+    with torch.no_grad():
+        features = student.last(student.first(train.x.flatten(2)))
+        second = heads.second(features.mean(2))
+        both = heads.assemble(student, "logits")(train.x)
+        torch.testing.assert_close(both, (student(train.x) + second) / 2)
+        pooled = F.adaptive_avg_pool1d(features, reused.size[0]).unsqueeze(3)
+        answer = reused.reused(reused.projector(pooled).mean((2, 3)))
+        torch.testing.assert_close(reused.assemble(student)(train.x), answer)
 
 
 def test_options_of_masks():
@@ -718,14 +793,17 @@ def test_a_mapped_method_is_the_method_on_mapped_answers(inner):
         torch.testing.assert_close(got[name], value)
 
 
+def grouped(classes):
+    """The digits, labelled by their remainder."""
+    parts = {name: getattr(DIGITS, name) for name in ("train", "val", "test")}
+    splits = {name: replace(part, y=part.y % classes) for name, part in parts.items()}
+    return replace(DIGITS, classes=tuple("abcdefgh"[:classes]), **splits)
+
+
 def test_a_student_of_grouped_classes_learns_from_its_teacher_through_fit_and_study():
     """Five classes, each of two digits; the teacher's knowledge of digits is put together."""
     groups = [(k, k + 5) for k in range(5)]
-    splits = {
-        name: replace(part, y=part.y % 5)
-        for name, part in (("train", DIGITS.train), ("val", DIGITS.val), ("test", DIGITS.test))
-    }
-    coarse = replace(DIGITS, classes=tuple("abcde"), **splits)
+    coarse = grouped(5)
     teacher = net("cnn_small", 1)
     fit(teacher, DIGITS, **(SHORT | {"epochs": 6, "lr": 0.1}))
     method = ClassMapping(SoftTargets(alpha=1.0), groups)
@@ -767,9 +845,17 @@ def test_a_gate_inside_and_what_asks_in_prepare_see_the_students_classes():
     ],
 )
 def test_a_mapping_that_does_not_fit_is_refused_before_training(classes, parts):
-    student, teacher = cnn(4, 1, classes=3), cnn(6, 2, classes=5)
+    student, teacher = net(classes=3), net(classes=5)
+    before = weights(student)
     with says("classes: ", *parts):
-        prepared(ClassMapping(SoftTargets(), classes), student, teacher, images(6))
+        fit(student, grouped(3), ClassMapping(SoftTargets(), classes), teacher=teacher, **SHORT)
+    assert same(weights(student), before)
+
+
+def test_a_mapping_of_many_classes_is_checked_in_little_time():
+    """fit and study look at it in every step."""
+    logits = torch.zeros(1, 20_000)
+    assert losses.map_classes(logits, range(19_999, -1, -1)).shape == logits.shape
 
 
 def test_a_mapping_shows_itself_and_wants_what_its_method_wants():

@@ -19,7 +19,7 @@ from kdlab.distillers import (
 )
 from kdlab.losses.checks import unchecked_values
 
-METHODS = {name: lambda name=name: make(name) for name in available()} | {
+METHODS = {name: lambda name=name: make(name) for name in available("classes")} | {
     "a sum": lambda: Labels() + SoftTargets() + 0.5 * LabelSmoothing(),
     "a sum that relates": lambda: Labels() + Relational(),
     "a gated sum beside another": lambda: Gated(SoftTargets() + LabelSmoothing()) + Labels(),
@@ -89,6 +89,6 @@ def test_no_term_of_a_sum_is_lost_to_another_of_its_name():
 
 
 def test_what_is_said_of_terms_is_no_option():
-    for name in available():
+    for name in available("classes"):
         assert "labelled_terms" not in repr(build(name)) + repr(Gated(gate="median"))
         assert "relates_images" not in repr(build(name)) + repr(Gated(gate="median"))

@@ -9,6 +9,7 @@ import test_features
 import test_gradients
 import test_relations
 import test_sample_gates
+import test_tasks
 
 from kdlab import losses
 
@@ -25,6 +26,10 @@ ALONE = {
     "contrastive_loss": test_relations,
     "instance_transformation_loss": test_relations,
     "mixture_loss": test_sample_gates,
+    "multi_label_loss": test_tasks,
+    "sigmoid_target_loss": test_tasks,
+    "value_loss": test_tasks,
+    "value_target_loss": test_tasks,
 }
 
 

@@ -217,6 +217,40 @@ def test_near_agreement_all_divergences_are_one_but_for_a_quarter():
     )
 
 
+@pytest.mark.parametrize("temperature", [3.0, 30.0, 1e3, 1e5, 1e6])
+@pytest.mark.parametrize("name", ["reverse", "jensen-shannon"])
+def test_no_temperature_costs_digits(name, temperature):
+    """Single precision against double, and double against the limit: ½ or ⅛ of 1/C ‖s − t‖²."""
+    student, teacher, _ = batch(7, 10)
+    wide = value_and_gradient(soft_target_loss, student, teacher, temperature, divergence=name)
+    single = value_and_gradient(
+        soft_target_loss, student.float(), teacher.float(), temperature, divergence=name
+    )
+    for mine, exact in zip(single, wide, strict=True):
+        error = (mine.double() - exact).abs().max() / exact.abs().max()
+        assert error < 1e-5
+    if temperature >= 1e5:
+        factor = 0.5 if name == "reverse" else 0.125
+        limit = value_and_gradient(
+            lambda s: factor * (centred(s) - centred(teacher)).square().mean(), student
+        )
+        torch.testing.assert_close(wide, limit, rtol=1e-4, atol=1e-5)
+
+
+def centred(z):
+    return z - z.mean(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("name", ["reverse", "jensen-shannon"])
+def test_slopes_of_slopes(name):
+    student, teacher, _ = batch(3, 4)
+    near = (teacher + 0.1 * student).requires_grad_()
+    for start in (near, student.requires_grad_()):
+        assert torch.autograd.gradgradcheck(
+            lambda s: soft_target_loss(s, teacher, T, divergence=name), start
+        )
+
+
 def test_masks_and_tokens_hold_for_every_divergence():
     student, teacher, _ = batch(3, 5, 10)
     mask = torch.tensor([[True, True, False, False, True], [False] * 5, [True] * 5])
@@ -235,7 +269,7 @@ def test_masks_and_tokens_hold_for_every_divergence():
 def test_hot_soft_targets_are_half_the_matching_of_centred_logits():
     """Hinton et al., equation (4)."""
     student, teacher, _ = batch(7, 10, scale=0.5)
-    student, teacher = (z - z.mean(-1, keepdim=True) for z in (student, teacher))
+    student, teacher = centred(student), centred(teacher)
     hot, half = soft_target_loss(student, teacher, 3e3), logit_matching_loss(student, teacher) / 2
     assert float(hot) == pytest.approx(float(half), rel=1e-3)
 

@@ -18,6 +18,7 @@ PUBLISHED = {
     "resnet32": 472_756,
     "resnet44": 667_188,
     "resnet56": 861_620,
+    "resnet50": 23_705_252,
     "resnet110": 1_736_564,
     "resnet8x4": 1_233_540,
     "resnet32x4": 7_433_860,
@@ -27,10 +28,14 @@ PUBLISHED = {
     "vgg8": 3_965_028,
     "vgg13": 9_462_180,
     "mobilenetv2": 812_836,
+    "shufflenetv1": 949_258,
+    "shufflenetv2": 1_355_528,
 }
 IMAGES = models.available((3, 32, 32))  # texts: test_text_models.py
 VISION = [name for name in IMAGES if name not in ("mlp", "vit")]  # vit: test_vit.py
-LIGHT = [name for name in VISION if name not in ("resnet110", "vgg13", "vgg16", "vgg19")]
+LIGHT = [
+    name for name in VISION if name not in ("resnet50", "resnet110", "vgg13", "vgg16", "vgg19")
+]
 
 
 def images(channels=3, size=32, batch=2, seed=0):
@@ -60,6 +65,12 @@ def vgg_size(depths, classes=100):
             total += conv_size(before, width) + width + 2 * width
             before = width
     return total + (512 + 1) * classes
+
+
+@pytest.mark.parametrize(("alias", "name"), models.registry.ALIASES.items())
+def test_the_repositories_names(alias, name):
+    assert count_parameters(build(alias, 100)) == PUBLISHED[name]
+    assert build_for(alias, (1, 8, 8), 5).stem[0].in_channels == 1
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -192,6 +203,16 @@ def test_start_of_the_weights():
             assert not module.bias.any()
     assert model.head.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert not model.head.bias.any()
+
+
+def test_the_classifier_of_a_wide_resnet_starts_without_a_bias():
+    """As in the benchmark, which leaves PyTorch's own to the residual networks and ShuffleNets."""
+    assert not build("wrn_16_2", 100, seed=0).head.bias.any()
+    for name, width in (("resnet20", 64), ("shufflenetv1", 960), ("resnet50", 2048)):
+        bias = build(name, 100, seed=0).head.bias
+        assert 0.8 * width**-0.5 < float(bias.abs().max().detach()) <= width**-0.5
+    shuffled = build("shufflenetv1", 100, seed=0).stage1[0].conv3.weight  # fan-in 18
+    assert float(shuffled.abs().max().detach()) <= 18**-0.5
 
 
 def test_mlp_equals_its_formula():

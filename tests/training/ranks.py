@@ -23,6 +23,7 @@ from kdlab.distillers import (
     Hints,
     JacobianMatching,
     Labels,
+    MutualLearning,
     SoftTargets,
 )
 from kdlab.distillers.gates import RandomGate
@@ -84,6 +85,14 @@ def batch_norm(folder: Path) -> Run:
     model = make_cnn(DATA)
     model.get_buffer("1.running_mean").fill_(rank())  # rank 0's buffers are everybody's, too
     return fit(model, DATA, Adapted(), teacher=make_cnn(DATA, 9), **VIEWS, **SHORT)
+
+
+def mutual(folder: Path) -> Run:
+    """Two networks, one of them the method's, with batch norms in both."""
+    method = MutualLearning()
+    run = fit(make_cnn(DATA), DATA, method, **SHORT)
+    run.facts["method"] = method.state_dict()
+    return run
 
 
 def slopes(folder: Path) -> Run:
@@ -188,7 +197,7 @@ def endless(folder: Path) -> Run:
     return dropout(folder, checkpoint=folder / "endless.pt", epochs=100_000, callbacks=[tell])
 
 
-SAME = [labels, soft, stored, hints, hints_alone, batch_norm, slopes, live]
+SAME = [labels, soft, stored, hints, hints_alone, batch_norm, mutual, slopes, live]
 OTHERS = [dropout, dropout_masks, resumed, refusals, compiled, endless]
 RUNS: dict[str, Callable[[Path], Run]] = {run.__name__: run for run in (*SAME, *OTHERS)}
 
