@@ -50,7 +50,7 @@ from kdlab.training.teacher_outputs import TeacherOutputs
 from kdlab.words import check_known
 
 
-def _sgd(parameters: list[Tensor], nesterov: bool, **options: Any) -> torch.optim.Optimizer:
+def _sgd(parameters: Sequence[Tensor], nesterov: bool, **options: Any) -> torch.optim.Optimizer:
     """SGD with momentum 0.9, for parameters whose first gradient comes in different steps, too."""
     update = torch.optim.SGD(parameters, momentum=0.9, nesterov=nesterov, **options)
     for parameter in parameters:  # PyTorch's fused kernel wants buffers for all of them, or none
@@ -359,7 +359,7 @@ def fit(
     return Run(model, state.history, interrupted, clock.steps, clock.seconds, rate, facts)
 
 
-def _can_fuse(parameters: list[Tensor], device: torch.device) -> bool:
+def _can_fuse(parameters: Sequence[Tensor], device: torch.device) -> bool:
     """Whether an optimizer may update all parameters in one kernel.
 
     On a CPU PyTorch's (2.13) leaves most of the numbers of a 16-bit parameter as they were.

@@ -156,6 +156,19 @@ def images(dtype: torch.dtype = torch.float32) -> Data:
     return replace(data, **{part: Split(s.x.to(dtype), s.y) for part, s in splits.items()})
 
 
+@cache
+def lessons(task: str, dtype: torch.dtype) -> Data:
+    """The images with targets of a task: class numbers, or one number for each class."""
+    data, parts = images(dtype), {}
+    if task == "classes":
+        return data
+    for part in ("train", "val", "test"):
+        split = getattr(data, part)
+        y = nn.functional.one_hot(split.y.clamp(min=0), CLASSES).to(dtype)
+        parts[part] = Split(split.x, y.masked_fill(split.y[:, None] < 0, math.nan))
+    return replace(data, **parts, task=task)
+
+
 PLAIN = Foreign(lambda: Plain(5))
 
 
@@ -220,7 +233,7 @@ def as_teacher(name: str, who: str) -> Cell:
 def learns(name: str, who: str, student: Any, teacher: Any, mine: Foreign, its: Foreign) -> None:
     """`fit` moves what may move, by what the method's terms say, and nothing else."""
     dtype = mine.dtype if its is PLAIN else its.dtype
-    data, distiller = images(dtype), method(name, mine, its)
+    data, distiller = lessons(METHODS[name].tasks[0], dtype), method(name, mine, its)
     before, taught = snapshot(student), snapshot(teacher)
     run = fit(student, data, distiller, teacher=teacher, epochs=EPOCHS, **FIT)
     after = snapshot(student)
@@ -232,7 +245,7 @@ def learns(name: str, who: str, student: Any, teacher: Any, mine: Foreign, its: 
     hold(moved & learning, "nothing was learned")
     hold(moved.isdisjoint(still(student)), "a frozen part moved")
     hold(not any(what.startswith("hooks") for what in moved), "hooks stayed on the student")
-    alone = on_labels(who, dtype)
+    alone = on_labels(who, dtype, data.task)
     apart = [n for n in learning if not torch.equal(after[n], alone[n])]
     hold(apart or name == "labels", "the method taught nothing: the same weights as by labels")
     if not (mine.random or its.random or distiller.student_taps or not distiller.needs_only_logits):
@@ -240,7 +253,8 @@ def learns(name: str, who: str, student: Any, teacher: Any, mine: Foreign, its: 
         train_plainly(plain, teacher, method(name, mine, its), data)
         gone = max(float((after[n] - before[n]).abs().max()) for n in learning)
         gaps = {n: float((after[n] - t).abs().max()) for n, t in plain.named_parameters()}
-        hold(max(gaps.values()) <= max(2e-3, mine.error, its.error) * gone, f"a plain loop ends elsewhere: {gaps} of {gone}")
+        error = max(2e-3, mine.error, its.error) * gone
+        hold(max(gaps.values()) <= error, f"a plain loop ends elsewhere: {gaps} of {gone}")
 
 
 def still(model: nn.Module) -> set[str]:
@@ -254,10 +268,10 @@ def still(model: nn.Module) -> set[str]:
 
 
 @cache
-def on_labels(who: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def on_labels(who: str, dtype: torch.dtype, task: str) -> dict[str, Tensor]:
     """A model's weights after the labels alone."""
     student = partner(dtype) if who == "plain" else ZOO[who].build()
-    fit(student, images(dtype), Labels(), epochs=EPOCHS, **FIT)
+    fit(student, lessons(task, dtype), Labels(), epochs=EPOCHS, **FIT)
     return {n: t.detach().clone() for n, t in tensors(student).items()}
 
 
@@ -283,7 +297,7 @@ def train_plainly(student: Any, teacher: Any, distiller: Distiller, data: Data) 
     for chosen in order.split(SIZE):  # two steps: the end of the climb, the top of the cosine
         said = None if teacher is None else Outputs(kept(answer(teacher, x[chosen])), {}, x[chosen])
         logits = logits_of(student(suited(student, x[chosen]).clone()))
-        outputs = Outputs(logits.to(x.dtype), {}, x[chosen], chosen)
+        outputs = Outputs(logits.to(x.dtype), {}, x[chosen], chosen, task=data.task)
         sgd.zero_grad()
         with unchecked_values():  # some functions of losses refuse -1, methods leave it out
             terms = distiller(outputs, said, y[chosen])
