@@ -1,18 +1,20 @@
 """The command line: what it refuses before anything runs, what it writes, what it says."""
 
 import base64
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from kdlab import cli
+from kdlab import cli, files
 from kdlab.cli import doctor, pages, parameters, running
 from kdlab.cli.parameters import Parameter
 
@@ -285,3 +287,84 @@ def test_data_sets_are_listed(kdlab, monkeypatch, tmp_path):
     assert "cifar10 cached" in told and "cifar100 needs a download" in told
     code, told = kdlab("data", "fetch", "digits")
     assert code == 0 and "10 classes" in told
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Runs take no kernel: they leave their parameters."""
+
+    def stand_in(lesson, output, values, **options):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(values))
+
+    monkeypatch.setattr(running, "run_lesson", stand_in)
+
+
+def test_no_run_overwrites_another(tmp_path, kdlab, quick):
+    lesson_at(tmp_path / "a.ipynb", START)
+    texts = ["a b", "a_b", "a+b", "x" * 200 + "1", "x" * 200 + "2", "A_b"]
+    for text in [*texts, texts[0]]:
+        code, told = kdlab("run", "a.ipynb", "-p", f"dataset={text}")
+        assert code == 0, told
+    kept = [json.loads(path.read_text())["dataset"] for path in tmp_path.glob("build/runs/*/*")]
+    assert sorted(kept) == sorted([*texts, texts[0]])
+
+
+def test_an_output_that_is_there_is_overwritten_only_by_force(tmp_path, kdlab, quick):
+    lesson_at(tmp_path / "a.ipynb", START)
+    words = ["run", "a.ipynb", "-o", "pair/T1.ipynb", "-p"]
+    assert kdlab(*words, "seed=1")[0] == 0
+    code, told = kdlab(*words, "seed=2")
+    assert code == 1 and "pair/T1.ipynb is there already; --force overwrites it" in told
+    assert json.loads((tmp_path / "pair/T1.ipynb").read_text()) == {"seed": 1}
+    assert kdlab(*words, "seed=2", "--force")[0] == 0
+    assert json.loads((tmp_path / "pair/T1.ipynb").read_text()) == {"seed": 2}
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_a_terminal_may_lack_letters(monkeypatch, encoding):
+    finding = doctor.Finding("threads ∞", doctor.CHANGE, "日本", "less → more")
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: [finding],))
+    monkeypatch.setattr(doctor.CHECKS[0], "__name__", "check_x")
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    cli.app(["doctor"], standalone_mode=False)
+    stream.flush()
+    assert b"less" in stream.buffer.getvalue()
+
+
+def test_names_are_no_markup_and_steer_no_terminal(tmp_path, kdlab, capsys):
+    lesson_at(tmp_path / "[red]a.ipynb", START)
+    code, told = kdlab("sweep", "[red]a.ipynb", "-o", "[/x]", "--dry-run")
+    assert code == 0 and "[/x]: 1 run" in told
+    cli.complain("a\x1b[2Jb\x07")
+    assert "\x1b" not in (told := capsys.readouterr().err) and "a?[2Jb?" in told
+
+
+def test_a_home_that_cannot_be_read_costs_nothing_but_what_is_kept_there(tmp_path, monkeypatch):
+    locked, exists = tmp_path / "home", Path.exists
+
+    def refusing(path, **options):
+        if locked in (path, *path.parents) and path != locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path, **options)
+
+    monkeypatch.setattr(Path, "exists", refusing)
+    monkeypatch.setattr(Path, "home", lambda: locked)
+    monkeypatch.setattr(files, "project_folder", lambda: None)
+    monkeypatch.delenv("KDLAB_DATA_DIR", raising=False)
+    monkeypatch.delenv("KDLAB_PROGRESS", raising=False)
+    assert locked not in files.cache_folder().parents
+    found = [*doctor.check_cache(), *doctor.check_progress()]
+    assert doctor.is_fit(found)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("nobody")))
+    assert files.cache_folder().is_absolute()
+    monkeypatch.setenv("KDLAB_DATA_DIR", "~nobody-of-this-name/data")
+    assert files.cache_folder()
+
+
+def test_a_notebook_that_papermill_cannot_take_is_told_in_a_sentence(tmp_path, kdlab):
+    cell = {"cell_type": "code", "source": "1 + 1"}
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": [cell]}))
+    code, told = kdlab("run", "a.ipynb")
+    assert code == 1 and "a.ipynb: it cannot be run (" in told

@@ -160,6 +160,34 @@ def test_ordinary_cells_may_assign_what_they_like():
     start(CELL, "other = 3", "# Parametric\nzzz = 2", other=3)
 
 
+@pytest.mark.parametrize(
+    "cells",
+    [
+        (CELL, "# Parameters of my own\nwidth = 3"),
+        (CELL, "x = 1", "# Parameters\nwidth = 3"),
+        ("# Parameters\nwidth = 3", CELL),
+        (CELL, "# Parameters\nwidth = len('abc')"),
+        (CELL, "# Parameters\nwidth = 3\nprint(width)"),
+        (CELL, "# Parameters\nPAPERMILL_INPUT_PATH = 'a'\nPAPERMILL_OUTPUT_PATH = 'b'\nseed = 1"),
+    ],
+)
+def test_what_papermill_did_not_set_is_the_learners_own(cells):
+    start(*cells)
+
+
+def test_where_a_person_works_nothing_was_injected(monkeypatch):
+    cells = (CELL, "# Parameters\nwidth = 3")
+    with pytest.raises(ValueError, match="unknown parameter 'width'"):
+        start(*cells)
+    monkeypatch.setattr(session.progress, "is_live", lambda: True)
+    start(*cells)
+
+
+def test_numbers_that_papermill_writes_as_calls_are_injected():
+    with pytest.raises(ValueError, match="unknown parameter 'width'"):
+        start(CELL, "# Parameters\nwidth = [1, float('nan')]")
+
+
 @pytest.mark.parametrize("run", ["", "temperature = 4.0"])
 def test_no_parameters_cell_shows_one(run):
     with pytest.raises(ValueError, match="declares no parameters") as caught:
@@ -563,3 +591,17 @@ def test_papermill_with_another_value_turns_claims_into_findings(lesson, tmp_pat
 def test_papermill_with_an_unknown_name_fails(lesson):
     with pytest.raises(Exception, match="did you mean 'temperature'"):
         papermill(lesson, temprature=8.0)
+
+
+def test_two_runs_share_no_record(tmp_path, monkeypatch):
+    """Neither two outputs of ``kdlab run``, nor two settings of one lesson."""
+    for output in ("T1", "T8", "a b", "a_b"):
+        monkeypatch.setenv("KDLAB_RECORD", output)
+        start().record("n", 1)
+    monkeypatch.delenv("KDLAB_RECORD")
+    for temperature in (1.0, 2.0, 2.0):
+        start(temperature=temperature).record("n", 1)
+    start(lesson="../../x").record("n", 1)
+    names = [path.name for path in (tmp_path / "records").iterdir()]
+    assert len(names) == 7 and not list(tmp_path.glob("*.json"))
+    assert all(re.fullmatch(r"[\w.-]+-[0-9a-f]{8}\.json", name) for name in names)

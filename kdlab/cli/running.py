@@ -10,7 +10,7 @@ from typing import Any
 
 import nbformat
 
-from kdlab.files import safe_name, short_hash
+from kdlab.files import short_hash
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -50,7 +50,7 @@ def find_lesson(name: str | Path, folder: Path = Path("notebooks")) -> Path:
 def run_name(lesson: Path, values: Mapping[str, Any]) -> str:
     """Return a folder name that tells runs with other parameters apart, by a hash of them."""
     parts = [f"{key}-{value}" for key, value in sorted(values.items())]
-    words = safe_name("--".join([lesson.stem, *parts]), 110)
+    words = re.sub(r"[^\w.\-]+", "_", "--".join([lesson.stem, *parts]))[:110]
     return f"{words}-{short_hash([lesson.stem, dict(values)], 8)}"
 
 

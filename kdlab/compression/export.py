@@ -188,6 +188,7 @@ def _facts(model: nn.Module, data: Data, card: Mapping[str, Any] | None) -> str:
         "made_by": f"kdlab {__version__}, torch {torch.__version__}",
         "shape": data.shape,
         "classes": data.classes,
+        "task": data.task,
         "mean": data.mean,
         "std": data.std,
         "tokens": data.tokenizer.tokens if data.tokenizer else None,

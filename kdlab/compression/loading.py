@@ -9,6 +9,7 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from kdlab.compression import untrusted
 from kdlab.compression.export import FACTS, SEAL, SEALED, Preprocessed, read_extra, unsealed
 from kdlab.compression.extras import need
 from kdlab.compression.shapes import fit_weights
+from kdlab.datasets import Data
 from kdlab.datasets.tokens import Tokenizer
 from kdlab.models.modes import check_initialised, unwrapped
 from kdlab.words import check_known
@@ -43,6 +45,7 @@ class Deployed:
         threads: with which it computes.
         card: whatever facts were written with it.
         tokenizer: of a model of texts, else None.
+        task: what the outputs are, as in `kdlab.datasets.Data`.
     """
 
     path: Path
@@ -53,6 +56,7 @@ class Deployed:
     card: dict[str, Any]
     answer: Callable[[Tensor], Tensor] = field(repr=False)
     tokenizer: Tokenizer | None = None
+    task: str = "classes"
 
     def __call__(self, inputs: Tensor | NDArray | Sequence[str]) -> Tensor:
         """Logits `[B, C]` float32 of inputs `[B, ...]`, or of B texts.
@@ -69,8 +73,39 @@ class Deployed:
             return self.answer(given.to(kind))
 
     def predict(self, inputs: Tensor | NDArray | Sequence[str]) -> list[str]:
-        """The name of the likeliest class of each sample."""
+        """The name of the likeliest class of each sample.
+
+        Raises:
+            ValueError: as a call; a model whose outputs are no classes.
+        """
+        if self.task != "classes":
+            raise ValueError(
+                f"predict: got a model of the task {self.task!r}, expected one of classes; call "
+                "it, for its outputs"
+            )
         return [self.classes[number] for number in self(inputs).argmax(1).tolist()]
+
+    def for_data(self, data: Data) -> Callable[[Tensor], Tensor]:
+        """The logits for inputs that are normalised as those of ``data``: a teacher for `fit`.
+
+        `fit` and `study` call this for themselves.
+
+        Raises:
+            ValueError: samples of another shape, or the same classes in another order.
+        """
+        if self.shape != data.shape:
+            raise ValueError(
+                f"teacher: got {self.path.name} for samples of shape {list(self.shape)}, expected "
+                f"{list(data.shape)} as in data {data.name!r}"
+            )
+        names = tuple(map(str, data.classes))
+        if self.classes != names and sorted(self.classes) == sorted(names):
+            raise ValueError(
+                f"teacher: got {self.path.name} with the classes {', '.join(self.classes)}, "
+                f"expected the order of the data, {', '.join(names)}; map them with "
+                "kdlab.distillers.ClassMapping, or name the data's classes in that order"
+            )
+        return partial(_answer_normalised, self, data.mean, data.std)
 
     def _numbers(self, inputs: Tensor | NDArray | Sequence[str]) -> Tensor:
         if isinstance(inputs, Tensor | np.ndarray):
@@ -81,6 +116,16 @@ class Deployed:
                 "read texts"
             )
         return self.tokenizer.encode(inputs)
+
+
+def _answer_normalised(
+    deployed: Deployed, mean: Sequence[float], std: Sequence[float], inputs: Tensor
+) -> Tensor:
+    pixels = inputs
+    if mean:
+        center, width = (torch.tensor(v).to(inputs).view(-1, 1, 1) for v in (mean, std))
+        pixels = (inputs * width + center).clamp(0, 1)
+    return deployed(pixels.cpu()).to(inputs.device)
 
 
 def load(
@@ -126,6 +171,7 @@ def load(
         facts["card"],
         answer,
         Tokenizer.of_tokens(tokens, shape[0]) if tokens else None,
+        facts.get("task", "classes"),
     )
 
 

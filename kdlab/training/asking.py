@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +94,25 @@ class RememberedTeacher:
         row = view % len(self.logits)
         taps = {path: kept.index_select(0, index) for path, kept in self.taps[row].items()}
         return Outputs(self.logits[row].index_select(0, index), taps, images, index)
+
+
+def as_teacher(teacher: Any, data: Data) -> nn.Module | None:
+    """Return a teacher as a module: a function of a batch, or a loaded file, gets one around it.
+
+    What has a method ``for_data``, as `kdlab.compression.Deployed`, gives a function of inputs that
+    are normalised as those of ``data``.
+
+    Raises:
+        ValueError: neither a module nor a function, or a file for other samples.
+    """
+    if teacher is None or isinstance(teacher, nn.Module):
+        return teacher
+    if not callable(teacher):
+        raise ValueError(
+            f"teacher: got a {type(teacher).__name__}, expected a torch.nn.Module or a function "
+            "of a batch; of load_teacher's pair, model and card, give the first"
+        )
+    return WithOutput(teacher.for_data(data) if hasattr(teacher, "for_data") else teacher)
 
 
 def no_teacher(images: Tensor, index: Tensor, view: int) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from kdlab.distillers import Distiller
+from kdlab.models import WithOutput
 from kdlab.models.modes import unwrapped
 
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]+", re.IGNORECASE)
@@ -255,6 +256,8 @@ class _Describer:
             return f"{_name(type(value))}({items})"
         if isinstance(value, set | frozenset):  # their order differs from process to process
             return f"{_name(type(value))}({', '.join(sorted(self.of(v, name) for v in value))})"
+        if isinstance(value, WithOutput) and value.output is None:  # as `fit` wraps a function
+            return self.of(value.model, name)
         if isinstance(value, nn.Module):
             return self._module(value, name)
         if isinstance(value, type):
@@ -460,8 +463,9 @@ class _Describer:
         path = getattr(value, "path", None)
         if callable(value) and isinstance(path, Path) and path.is_file():
             answer = getattr(value, "answer", None)
-            module = f", {self.of(answer, name)}" if isinstance(answer, nn.Module) else ""
-            return f"{head}(file {_bytes(path.read_bytes())}{module})"
+            if isinstance(answer, nn.Module):  # what was read from the file; two files of one
+                return f"{head}({self.of(answer, name)})"  # model differ in order and card
+            return f"{head}(file {_bytes(path.read_bytes())})"
         if is_dataclass(value):
             entries = {each.name: getattr(value, each.name, None) for each in fields(value)}
             return f"{head}({self._entries(entries, kind, name)})"

@@ -23,10 +23,9 @@ from kdlab.distillers import Distiller
 from kdlab.losses.checks import check_kind, check_positive, unchecked_values
 from kdlab.losses.labels import check_class_weights
 from kdlab.metrics import scores
-from kdlab.models import WithOutput
 from kdlab.models.modes import device_of
 from kdlab.models.outputs import Output
-from kdlab.training.asking import choose_asker
+from kdlab.training.asking import as_teacher, choose_asker
 from kdlab.training.batches import Batches
 from kdlab.training.device import (
     fast_kernels,
@@ -556,19 +555,13 @@ def _check(
         )
     if distiller is None and not data.train.labelled.any():
         raise ValueError("data: no training image has a label, and there is no teacher to ask")
-    if teacher is None or isinstance(teacher, nn.Module):
-        return teacher
-    if not callable(teacher):
-        raise ValueError(
-            f"teacher: got a {type(teacher).__name__}, expected a torch.nn.Module or a function "
-            "of a batch; of load_teacher's pair, model and card, give the first"
-        )
-    if distiller is not None and not distiller.needs_only_logits:
+    module = as_teacher(teacher, data)
+    if module is not teacher and distiller is not None and not distiller.needs_only_logits:
         raise ValueError(
             f"teacher: got a {type(teacher).__name__}, a function without layers, expected a "
             f"torch.nn.Module: {type(distiller).__name__} reads more than logits"
         )
-    return WithOutput(teacher)
+    return module
 
 
 def _identity(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdlab.models.taps import without_graph
 from kdlab.training.device import forked_generators
+from kdlab.training.divergence import copied
 from kdlab.training.predict import Forward, visiting
 from kdlab.training.step import Step, shared_parameters
 
@@ -141,7 +142,7 @@ def blaming(who: str, where: str) -> Iterator[None]:
 
 @contextmanager
 def restored(parts: list[nn.Module], device: torch.device) -> Iterator[None]:
-    """Afterwards the buffers, modes and plain attributes of these modules are as they were."""
+    """Afterwards buffers, modes, attributes and extra state of these modules are as they were."""
     modules = [module for part in parts for module in part.modules()]
     plain = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
     before = [(vars(module), dict(vars(module))) for module in plain]
@@ -149,6 +150,7 @@ def restored(parts: list[nn.Module], device: torch.device) -> Iterator[None]:
     held = [value for _, own in [*before, *buffers] for value in own.values()]
     held += [buffer for module in modules for buffer in module.buffers(recurse=False)]
     tensors = {id(t): (t, t.detach().clone()) for t in held if isinstance(t, Tensor) and t.is_leaf}
+    extra = [(m, copied(m.get_extra_state())) for m in plain if _has_extra_state(m)]
     try:
         with forked_generators(device):
             yield
@@ -159,6 +161,12 @@ def restored(parts: list[nn.Module], device: torch.device) -> Iterator[None]:
         for now, own in [*before, *buffers]:
             now.clear()
             now.update(own)
+        for module, state in extra:
+            module.set_extra_state(state)
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state
 
 
 def _form(inputs: Tensor) -> str:

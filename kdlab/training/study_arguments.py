@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdlab.datasets import Data
 from kdlab.distillers import Distiller
 from kdlab.models import build_for
+from kdlab.training.asking import as_teacher
 from kdlab.training.distributed import Alone
 from kdlab.training.loop import check_budget, fit
 from kdlab.training.teacher_outputs import TeacherOutputs
@@ -146,7 +147,10 @@ def complete(
         student if setting.student is None else setting.student,
         data if setting.data is None else setting.data,
         setting.distiller,
-        teacher if setting.teacher is None else setting.teacher,
+        as_teacher(
+            teacher if setting.teacher is None else setting.teacher,
+            data if setting.data is None else setting.data,
+        ),
         {**options, **setting.options},
     )
     for part in ("distiller", "data", "teacher"):

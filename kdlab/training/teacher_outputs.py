@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from kdlab.datasets import Data
 from kdlab.datasets.views import Augmentation
 from kdlab.files import atomic_write
 from kdlab.losses.checks import check_count
+from kdlab.models import WithOutput
 from kdlab.training.device import pick_device
 from kdlab.training.distributed import ALONE, Alone, join
 from kdlab.training.identity import describe, fingerprint
@@ -55,7 +56,7 @@ class TeacherOutputs:
     @classmethod
     def build(
         cls,
-        teacher: nn.Module,
+        teacher: nn.Module | Callable[[Tensor], Any],
         data: Data,
         augment: Augmentation | None = None,
         views: int = 1,
@@ -74,11 +75,12 @@ class TeacherOutputs:
             raise ValueError(
                 f"views: {views} came, expected 1, or more together with an augmentation"
             )
+        asked = teacher if isinstance(teacher, nn.Module) else WithOutput(teacher)
         index = torch.arange(len(data.train))
         below, peak = [], []
         for view in range(views):
             images = augment(data.train.x, index, view) if augment else data.train.x
-            logits = ranks.predict(teacher, images, device=device)
+            logits = ranks.predict(asked, images, device=device)
             if not torch.isfinite(logits).all():
                 raise ValueError("teacher: its logits hold NaN or infinity; was it trained well?")
             largest = logits.amax(dim=-1, keepdim=True)
@@ -167,7 +169,7 @@ def cache_bytes(samples: int, classes: int, views: int = 1) -> int:
 
 
 def cache_key(
-    teacher: nn.Module,
+    teacher: nn.Module | Callable[[Tensor], Any],
     data: Data,
     augment: Augmentation | None,
     views: int,
@@ -189,7 +191,7 @@ def cache_key(
 
 def stored_teacher_outputs(
     folder: str | os.PathLike[str],
-    teacher: nn.Module,
+    teacher: nn.Module | Callable[[Tensor], Any],
     data: Data,
     augment: Augmentation | None = None,
     views: int = 1,

@@ -161,3 +161,78 @@ def test_claims_are_rows_and_no_measures(tmp_path):
     )  # fmt: skip
     assert (warm["held"], warm["runs"]) == (1, 3)
     assert warm["not_with"] == "temperature=4, seed=0; temperature=4, seed=1"
+
+
+def test_a_text_among_numbers_takes_no_number_away(tmp_path):
+    """Kinds belong to records: one with a text, one with an n/a, one with truth values."""
+    for seed in range(3):
+        records = [
+            {"name": "accuracy", "value": 0.5 + seed / 10},
+            {"name": "winner", "value": "labels"},
+            {"name": "settled", "value": seed == 1},
+            {"name": "cost", "value": "n/a" if seed == 0 else 7.0},
+            {"name": "speed", "value": True if seed == 2 else seed},
+            {"name": "layers", "value": [{"layer": k, "cka": seed} for k in ("stem", 1, 2)]},
+        ]
+        keep(tmp_path, {"temperature": 1.0, "seed": seed}, records)
+    table = gather(tmp_path)
+    found = report.summary(table).set_index(["record", "setting"])[["mean", "n"]]
+    assert found.loc[("accuracy", "all")].tolist() == pytest.approx([0.6, 3])
+    assert found.loc[("cost", "all")].tolist() == [7.0, 2]
+    assert found.loc[("speed", "all")].tolist() == [0.5, 2]
+    assert {s for r, s in found.index if r == "layers"} == {"stem", "1", "2"}
+    assert not {"winner", "settled"} & set(found.index.get_level_values(0))
+    told = report.conditions(table).set_index("what")
+    assert told.loc["cost: value"].tolist() == ["n/a", "left out of means: 1 value"]
+    assert told.loc["speed: value"].tolist() == ["True", "left out of means: 1 value"]
+
+
+def test_a_parameter_called_as_what_is_recorded_keeps_its_column(tmp_path):
+    values = {"record": "vinyl", "row": 3, "claim": "c", "holds": 1, "parameter_record": 5}
+    keep(tmp_path, values, [{"name": "loss", "value": 1.0, "row": 8, "record_row": 9}])
+    (row,) = gather(tmp_path).to_dict("records")
+    assert (row["record"], row["row"], row["value"]) == ("loss", 0, 1.0)
+    assert (row["parameter_row"], row["parameter_claim"], row["parameter_holds"]) == (3, "c", 1)
+    assert {row["parameter_record"], row["parameter_parameter_record"]} == {"vinyl", 5}
+    assert {row["record_row"], row["record_record_row"]} == {8, 9}
+
+
+def test_numbers_that_no_column_holds_are_kept_as_far_as_can_be(tmp_path):
+    run = keep(tmp_path, {"temperature": 1.0}, [{"name": "big", "value": 1}])
+    path = run.folder / "tiny.ipynb"
+    path.write_text(path.read_text().replace('"value": 1', f'"value": {2**70}, "b": 1e999'))
+    (row,) = gather(tmp_path).to_dict("records")
+    assert row["value"] == float(2**70) and np.isnan(row["b"])
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    keep(tmp_path, {"temperature": 1.0})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text('{"build": 7}')
+    (tmp_path / "broken.ipynb").write_text("{")
+    skipped = gather(tmp_path).attrs["skipped"]
+    assert set(skipped) == {"other/run.json", "broken.ipynb"}
+    assert "is not a Jupyter notebook" in skipped["broken.ipynb"]
+    told = report.conditions(gather(tmp_path)).set_index("what")
+    assert told.loc["skipped: broken.ipynb", "warning"] == "it is no run"
+
+
+def test_data_of_several_versions_are_told(tmp_path):
+    for seed, content in enumerate(("a", "b")):
+        keep(tmp_path, {"seed": seed, "dataset": "my.npz"}, data={"my.npz": content, "x.npz": "c"})
+    told = report.conditions(gather(tmp_path)).set_index("what")
+    assert told.loc["tiny: my.npz", "warning"] == "the runs are of 2 versions"
+    assert "tiny: x.npz" not in told.index
+
+
+def test_each_notebook_has_the_record_of_its_own(tmp_path):
+    """Two runs in one folder; the names of their records begin alike."""
+    declared = {"profile": "fast", "seed": 0, "hidden": [32], "dataset": "glyphs"}
+    for name, t in (("T1", 1.0), ("T10", 10.0)):
+        executed(tmp_path / f"{name}.ipynb", {"temperature": t})
+        tell(tmp_path / f"{name}-0123abcd.json", {**declared, "temperature": t}, {name: True})
+    table = gather(tmp_path)
+    claims = table[table["claim"].notna()]
+    assert sorted(zip(claims["run"], claims["claim"], strict=True)) == [
+        ("T1.ipynb", "T1"), ("T10.ipynb", "T10"),
+    ]  # fmt: skip

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from bulk_hands import kdlab, state
 
-from kdlab.cli import grid, running, runs, sweep
+from kdlab.cli import grid, parameters, running, runs, sweep
 
 
 @pytest.mark.parametrize(
@@ -121,3 +121,68 @@ def test_an_order_repeats_nothing_of_its_own():
     order = sweep.Order(again=True)
     assert order.redo({"status": runs.DONE, "sweep": "another"})
     assert not order.redo({"status": runs.DONE, "sweep": order.sweep})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "values"),
+    [
+        ("seed", "0..4", [0, 1, 2, 3, 4]),
+        ("seed", "7,0..2", [7, 0, 1, 2]),
+        ("temperature", "1..3", [1.0, 2.0, 3.0]),
+        ("note", '"a, b",c', ["a, b", "c"]),
+        ("note", "'a, b'", ["a, b"]),
+        ("note", '""', [""]),
+        ("note", '"",x', ["", "x"]),
+        ("note", '"say ""hi"", now",it\'s', ['say "hi", now', "it's"]),
+        ("note", "0..2", ["0..2"]),
+        ("hidden", "[64,32],[8]", [[64, 32], [8]]),
+        ("names", '["a,b", "c"],["d"]', [["a,b", "c"], ["d"]]),
+        ("layer", 'none,"none",5', [None, "none", "5"]),
+    ],
+)
+def test_what_is_typed_for_a_grid(lesson, name, text, values):
+    notebook = nbformat.read(lesson, 4)
+    notebook.cells[0].source += '\nnote: str = "x"\nnames: list[str] = []\nlayer: str | None = None'
+    nbformat.write(notebook, lesson)
+    assert [run.given[name] for run in planned(lesson, **{name: text})] == values
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("seed=4..0", "expected LOW..HIGH"),
+        ("seed=0..99999999999", "expected LOW..HIGH"),
+        ("temperature=19..21", "out of range"),
+        ("seed=1,0..2", "seed=1 comes twice"),
+        ('dataset="a,b', 'expected a second " behind'),
+        ("dataset=", "an empty text is"),
+    ],
+)
+def test_wrong_ranges_and_quotes(lesson, quick, words, complaint):
+    code, told = kdlab("sweep", lesson, "-g", words, "-o", "out")
+    assert code == 1 and complaint in told and quick() == [], told
+
+
+def test_help_says_how_to_quote(lesson):
+    told = kdlab("sweep", "--help")[1]
+    assert "quotes" in told and "0..4" in told
+
+
+def test_a_path_is_seen_from_where_one_stands(lesson, quick, tmp_path, monkeypatch):
+    """Not from where the lesson lies, where a file of this name may be, too."""
+    here = tmp_path / "here"
+    (here / "pets").mkdir(parents=True)
+    (here / "mine.npz").touch()
+    (tmp_path / "theirs.npz").touch()
+    monkeypatch.chdir(here)
+    (run,) = planned(lesson, dataset="mine.npz")
+    assert run.given == {"dataset": str(here / "mine.npz")}
+    assert planned(lesson, dataset="pets,digits")[0].given == {"dataset": str(here / "pets")}
+    assert planned(lesson, dataset="../theirs.npz")[0].given["dataset"] == str(
+        tmp_path / "theirs.npz"
+    )
+    declared = parameters.read(runs.read_notebook(lesson))
+    accepted = parameters.accept(declared, {"dataset": "mine.npz"})
+    assert accepted == run.given, "kdlab run takes the same way"
+    code, told = kdlab("sweep", lesson, "-g", "dataset=theirs.npz", "-o", "out")
+    assert code == 1 and f"there is no such file or folder, seen from {here}" in told

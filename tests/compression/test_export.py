@@ -17,8 +17,9 @@ from kdlab import datasets
 from kdlab.compression import export, load
 from kdlab.datasets import Data, Split
 from kdlab.datasets.tokens import Tokenizer
+from kdlab.distillers import Hints, Labels, SoftTargets
 from kdlab.models import build_for, count_parameters
-from kdlab.training import load_teacher
+from kdlab.training import fit, load_teacher
 
 TOLERANCE = 1e-4  # of the largest logit
 MEAN, STD = (0.4,), (0.25,)
@@ -274,3 +275,19 @@ def test_what_does_not_fit_is_said(shipped, tmp_path):
         from kdlab.compression.extras import need
 
         need("kdlab_nowhere")
+
+
+@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+def test_a_file_teaches_as_the_model_that_it_holds(tmp_path, ending):
+    data, teacher = pictures(), model_for("cnn_tiny", pictures())
+    wanted, student = (build_for("mlp", data.shape, 3, seed=1) for _ in range(2))
+    file = load(export(teacher, tmp_path / f"teacher.{ending}", data))
+    options = {"epochs": 4, "batch_size": 5, "lr": 0.05}
+    fit(wanted, data, SoftTargets(), teacher=teacher, **options)
+    fit(student, data, SoftTargets(), teacher=file, checkpoint=tmp_path / "run.pt", **options)
+    torch.testing.assert_close(student.state_dict(), wanted.state_dict(), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match=r"^teacher: got a Deployed, a function without layers"):
+        fit(student, data, Labels() + Hints("layers.0"), teacher=file, **options)
+    turned = replace(data, classes=data.classes[::-1])
+    with pytest.raises(ValueError, match=r"^teacher: got teacher\..* the order of the data"):
+        fit(student, turned, SoftTargets(), teacher=file, **options)

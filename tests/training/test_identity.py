@@ -201,8 +201,8 @@ def test_a_run_with_a_lambda_trains_but_has_no_checkpoint(tmp_path, argument, op
 def test_the_teachers_outputs_are_kept_in_memory_under_a_lambda_and_for_no_other(tmp_path):
     teacher = Readable(DATA)
     augment = lambda images, index, view: images + view  # noqa: E731
-    train(distiller=SoftTargets(), teacher=teacher, augment=augment, views=2)
-    assert teacher.images == 2 * len(DATA.train)
+    train(distiller=SoftTargets(), teacher=teacher, augment=augment, views=2, epochs=4)
+    assert teacher.images < 3 * len(DATA.train)  # two views of each, and a rehearsal
     kept = TeacherOutputs.build(teacher, DATA, augment, 2)
     kept.to(torch.device("cpu")).check(teacher, DATA, augment, 2)
     with pytest.raises(ValueError, match="another function without a name"):
@@ -286,8 +286,27 @@ def test_files_and_functions_as_teachers(tmp_path):
         return fingerprint(made), fingerprint(WithOutput(made))
 
     assert deployed(b"one") == deployed(b"one") != deployed(b"two")
-    assert fingerprint(WithOutput(by(1))) == fingerprint(WithOutput(by(1)))
+    assert fingerprint(WithOutput(by(1))) == fingerprint(WithOutput(by(1))) == fingerprint(by(1))
     assert fingerprint(WithOutput(by(1))) != fingerprint(WithOutput(by(2)))
+
+
+def eightfold(images):
+    return 8 * images.flatten(1)[:, :4]
+
+
+def test_a_function_is_asked_once_and_its_cache_is_its_own(tmp_path):
+    kept = TeacherOutputs.build(eightfold, DATA)
+    torch.testing.assert_close(
+        kept(torch.arange(5), 0), eightfold(DATA.train.x[:5]), atol=0.02, rtol=0
+    )
+    options = {"distiller": SoftTargets(), "teacher": eightfold, "teacher_outputs": kept}
+    train(tmp_path / "a.pt", **options)
+    assert train(tmp_path / "a.pt", **options).steps == 0
+    with pytest.raises(ValueError, match="another teacher"):
+        kept.check(torch.sigmoid, DATA, None, 1)
+    stored_teacher_outputs(tmp_path, eightfold, DATA)
+    stored_teacher_outputs(tmp_path, eightfold, DATA)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
 # --- another process ------------------------------------------------------------------------------

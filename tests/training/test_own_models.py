@@ -422,3 +422,53 @@ def test_the_published_recipe_is_the_plain_loop(nesterov, clip):
 def test_options_out_of_range_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         fit(make_mlp(DATA), DATA, **(SHORT | {"epochs": 8} | options))
+
+
+# ---- layers that no gradient can flow through
+
+
+class Guarded(nn.Module):
+    """A network whose first layer runs in a context of its own."""
+
+    def __init__(self, context):
+        super().__init__()
+        self.inner = make_cnn(DATA)
+        self.context = context
+
+    def forward(self, x):
+        with self.context():
+            x = self.inner[0](x)
+        return self.inner[1:](x if self.context is not torch.inference_mode else x.clone())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_layer_without_a_graph_is_refused_before_the_first_step(context):
+    model = Guarded(context)
+    method = Labels() + 1e-3 * Hints({"inner.0": "0"})
+    with pytest.raises(ValueError, match=r"^layers: the student's 'inner.0' .*gradient"):
+        fit(model, DATA, method, teacher=make_cnn(DATA, 9), **SHORT)
+    assert not fit(model, DATA, **SHORT).interrupted  # the rest learns from the labels
+    if context is torch.inference_mode:
+        return
+    model.inner[0].requires_grad_(False)  # what is frozen has no graph by intent
+    fit(model, DATA, method, teacher=make_cnn(DATA, 9), **SHORT)
+
+
+def test_a_reentrant_checkpoint_hides_a_layer():
+    from torch.utils.checkpoint import checkpoint
+
+    class Saving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = make_cnn(DATA)
+
+        def forward(self, x):
+            if self.training:
+                x = checkpoint(self.inner[:3], x, use_reentrant=True)
+            else:
+                x = self.inner[:3](x)
+            return self.inner[3:](x)
+
+    method = Labels() + 1e-3 * Hints({"inner.0": "0"})
+    with pytest.raises(ValueError, match=r"^layers: the student's 'inner.0' .*use_reentrant=False"):
+        fit(Saving(), DATA, method, teacher=make_cnn(DATA, 9), **SHORT)

@@ -194,11 +194,16 @@ def partly_quantized(seed):
     return nn.Sequential(*frozen, nn.ReLU(), seeded(seed, nn.Linear, 32, 4))
 
 
+def partly_torchao(seed):
+    return nn.Sequential(torchao(3), seeded(seed, nn.Linear, 4, 4))
+
+
 STUDENTS = {
     "tied": Tied,
     "buffers left out of state_dict": Unsaved,
     "extra state": counting,
     "partly quantized": partly_quantized,
+    "partly torchao": partly_torchao,
     "double": lambda seed: make_mlp(DATA, seed),
     "sparse": lambda seed: Holding(values(0).relu().to_sparse(), seed),
     "quantized tensor": lambda seed: Holding(
@@ -226,6 +231,15 @@ def test_students_with_any_state_resume_bit_for_bit(tmp_path, kind):
         loose.second.weight = nn.Parameter(loose.first.weight.detach().clone())
         with pytest.raises(ValueError, match=r"second.weight: None stored, float32 \[64, 64\] now"):
             train(tmp_path / "a.pt", loose)
+
+
+@pytest.mark.parametrize("make", [Unsaved, counting])
+def test_a_diverged_run_leaves_the_state_of_the_last_good_epoch(make):
+    model = make(0)
+    before = describe([model.state_dict(), dict(model.named_buffers())])
+    with pytest.raises(ValueError, match="lr: got 1e"):
+        train(None, model, lr=1e18)
+    assert describe([model.state_dict(), dict(model.named_buffers())]) == before
 
 
 UNSTORABLE = {
