@@ -35,12 +35,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_initialised(model: nn.Module) -> None:
+def check_initialised(model: nn.Module, who: str = "model") -> None:
     """Raise ValueError for a lazy layer that has no weights yet."""
     for name, weight in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(weight):
             raise ValueError(
-                f"model: got {name} without a shape, expected weights; run one forward first, "
+                f"{who}: got {name} without a shape, expected weights; run one forward first, "
                 "which initialises lazy layers"
             )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdlab.losses.checks import compute_dtype
 from kdlab.models import Taps, logits_of
-from kdlab.models.modes import device_of, evaluating
+from kdlab.models.modes import check_initialised, device_of, evaluating
 from kdlab.models.outputs import Output
 from kdlab.training.device import pick_device
 
@@ -37,6 +37,7 @@ class Forward:
         who: str = "model",
         call: Callable[..., Any] | None = None,
     ) -> None:
+        check_initialised(model, who)
         self.model, self.output, self.who = model, output, who
         self.call = model if call is None else call
         self.contiguous = False

@@ -614,7 +614,7 @@ ZOO: dict[str, Foreign] = {
     "lazy": Foreign(Lazy, ("conv",), "head:input"),
     "frozen backbone": Foreign(FrozenBackbone, macs=PLAIN_MACS),
     "no parameter": Foreign(NoParameters, (), "", 192 * CLASSES),
-    "complex parameter": Foreign(Fourier, (), "head:input", 192 * CLASSES),
+    "complex parameter": Foreign(Fourier, (), "head:input"),
     # habits
     "view(-1, 54)": Foreign(
         HardView,
