@@ -195,6 +195,8 @@ def method(name: str, student: Foreign, teacher: Foreign) -> Distiller:
         options["embedding"] = student.embedding
     if "student_layers" in wanted:
         options |= {"student_layers": mine, "teacher_layers": theirs}
+    short = {"steps": 5, "epochs": 1, "width": 16, "dimension": 16}
+    options |= {name: value for name, value in short.items() if name in wanted}
     if "classifier" in wanted:
         options["classifier"] = teacher.classifier
     if "classes" in wanted:

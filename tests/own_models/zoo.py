@@ -545,10 +545,10 @@ BLOCKS = {"layers": ("block1", "block2"), "embedding": "classifier:input", "macs
 
 ZOO: dict[str, Foreign] = {
     # outputs
-    "auxiliary head": Foreign(AuxiliaryHead, macs=PLAIN_MACS),
+    "auxiliary head": Foreign(AuxiliaryHead, macs=PLAIN_MACS, onnx=False),
     "dict": Foreign(Mapping, macs=PLAIN_MACS),
-    "object": Foreign(AnObject, macs=PLAIN_MACS),
-    "list": Foreign(AList, macs=PLAIN_MACS),
+    "object": Foreign(AnObject, macs=PLAIN_MACS, onnx=False),
+    "list": Foreign(AList, macs=PLAIN_MACS, onnx=False),
     # layers
     "LSTM": Foreign(RowLSTM, ("lstm",), "fc:input", 8 * 4 * 10 * (24 + 10) + 10 * CLASSES),
     "GRU, both ways": Foreign(
@@ -598,10 +598,12 @@ ZOO: dict[str, Foreign] = {
         **BLOCKS,
         random=True,
     ),
-    "no norm": Foreign(lambda: Wrapped(lambda layer: layer), **TWO_LAYERS, macs=PLAIN_MACS),
+    "no norm": Foreign(
+        lambda: Wrapped(lambda layer: layer), **TWO_LAYERS, macs=PLAIN_MACS, onnx=False
+    ),
     "weight norm, old": Foreign(lambda: Wrapped(old_weight_norm), **TWO_LAYERS, macs=PLAIN_MACS),
     "weight norm": Foreign(
-        lambda: Wrapped(parametrizations.weight_norm), **TWO_LAYERS, macs=PLAIN_MACS
+        lambda: Wrapped(parametrizations.weight_norm), **TWO_LAYERS, macs=PLAIN_MACS, onnx=False
     ),
     "spectral norm": Foreign(lambda: Wrapped(parametrizations.spectral_norm), **TWO_LAYERS),
     # shared, missing and frozen weights
@@ -609,10 +611,14 @@ ZOO: dict[str, Foreign] = {
         Tied, ("encoder", "decoder"), "out:input", 1920 + 100 + 100 + 10 * CLASSES
     ),
     "one block twice": Foreign(
-        Twice, ("stem", "block"), "head:input", 64 * 27 * 6 + 2 * 64 * 54 * 6 + 6 * CLASSES
+        Twice,
+        ("stem", "block"),
+        "head:input",
+        64 * 27 * 6 + 2 * 64 * 54 * 6 + 6 * CLASSES,
+        onnx=False,
     ),
     "lazy": Foreign(Lazy, ("conv",), "head:input"),
-    "frozen backbone": Foreign(FrozenBackbone, macs=PLAIN_MACS),
+    "frozen backbone": Foreign(FrozenBackbone, macs=PLAIN_MACS, onnx=False),
     "no parameter": Foreign(NoParameters, (), "", 192 * CLASSES),
     "complex parameter": Foreign(Fourier, (), "head:input"),
     # habits
@@ -623,11 +629,13 @@ ZOO: dict[str, Foreign] = {
         36 * 27 * 5 + 16 * 45 * 6 + 540 + 10 * CLASSES,
     ),
     "dropout in eval mode": Foreign(ForgottenDropout, macs=PLAIN_MACS, random=True, dice=True),
-    "length 0": Foreign(Container, macs=PLAIN_MACS),
-    "extra state": Foreign(ExtraState, macs=PLAIN_MACS),
+    "length 0": Foreign(Container, macs=PLAIN_MACS, onnx=False),
+    "extra state": Foreign(ExtraState, macs=PLAIN_MACS, onnx=False),
     "reentrant checkpointing": Foreign(Checkpointed, macs=PLAIN_MACS),
     "in-place on a view": Foreign(InPlace, ("stem", "mid"), "head:input", PLAIN_MACS),
-    "branch on training": Foreign(Branching, macs=PLAIN_MACS + 64 * 54 * 6, random=True),
+    "branch on training": Foreign(
+        Branching, macs=PLAIN_MACS + 64 * 54 * 6, random=True, onnx=False
+    ),
     # dtypes
     "bf16": Foreign(lambda: Plain().bfloat16(), macs=PLAIN_MACS, error=0.05),
     "float64": Foreign(lambda: Plain().double(), macs=PLAIN_MACS, dtype=torch.float64),
