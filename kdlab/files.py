@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -10,9 +11,11 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import Any
+
+DATA = "dataset"  # the parameter that may be a path without looking like one
 
 
 @contextlib.contextmanager
@@ -82,6 +85,43 @@ def short_hash(value: Any, digits: int = 12) -> str:
     except (TypeError, ValueError, RecursionError):
         text = repr(value)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:digits]
+
+
+def contents_of(values: Mapping[str, Any], content: Callable[[str], str]) -> dict[str, str]:
+    """Return what lies at the paths among the parameters of a run: path → digest.
+
+    Args:
+        values: all parameters.
+        content: gives the digest of what lies at a path, "" for nothing.
+    """
+    given = values.items()
+    texts = [(n, t) for n, v in given for t in (v if isinstance(v, list | tuple) else [v])]
+    paths = [t for n, t in texts if isinstance(t, str) and (n == DATA or looks_like_path(t))]
+    return {text: found for text in dict.fromkeys(paths) if (found := content(text))}
+
+
+def looks_like_path(text: str) -> bool:
+    """Say whether a text is a path and no name: it has a slash, or an ending."""
+    return bool({"/", "\\"} & set(text)) or bool(PurePath(text).suffix)
+
+
+def content_of(folder: Path, text: str) -> str:
+    """Return a digest of the file, or of all files in the folder, that a text names; "" if none."""
+    try:
+        path = folder / Path(text).expanduser()
+        files = [path] if path.is_file() else sorted(filter(Path.is_file, path.rglob("*")))
+        stats = [(file, file.stat()) for file in files]
+        names = [(f.relative_to(path), _digest_of(f, s.st_size, s.st_mtime_ns)) for f, s in stats]
+        return short_hash([(name.as_posix(), found) for name, found in names]) if names else ""
+    except (OSError, ValueError, RuntimeError):
+        return ""
+
+
+@functools.lru_cache(maxsize=100_000)
+def _digest_of(file: Path, size: int, time: int) -> str:
+    """Return the digest of a file; it is read again when its size or time has changed."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _finite(digits: str) -> float | None:

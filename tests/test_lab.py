@@ -605,3 +605,13 @@ def test_two_runs_share_no_record(tmp_path, monkeypatch):
     names = [path.name for path in (tmp_path / "records").iterdir()]
     assert len(names) == 7 and not list(tmp_path.glob("*.json"))
     assert all(re.fullmatch(r"[\w.-]+-[0-9a-f]{8}\.json", name) for name in names)
+
+
+def test_a_record_says_what_its_data_were(tmp_path, monkeypatch, stored):
+    monkeypatch.chdir(tmp_path)
+    digests = []
+    for content in (b"old", b"new", b"old"):
+        (tmp_path / "mine.npz").write_bytes(content)
+        start(dataset="mine.npz", ranges={**RANGES, "dataset": None}).record("n", 1)
+        digests.append(stored()["data"]["mine.npz"])
+    assert digests[0] == digests[2] != digests[1]

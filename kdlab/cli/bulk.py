@@ -173,7 +173,7 @@ def _outcomes(
 
 def check_data(planned: list[Run]) -> None:
     """Raise ValueError if a data set is a path where nothing is; each run would find it out."""
-    from kdlab.cli.runs import DATA, looks_like_path
+    from kdlab.files import DATA, looks_like_path
 
     paths = {(run.lesson.parent, str(run.values.get(DATA, ""))) for run in planned}
     for folder, text in sorted(paths):

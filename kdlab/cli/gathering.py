@@ -88,7 +88,8 @@ def gather(folder: str | Path) -> pd.DataFrame:
     whole = {name: column_of(values, mixed=name in own.values()) for name, values in data.items()}
     table = pd.DataFrame(whole)
     table = table.sort_values(["lesson", *names, "run"], kind="stable", ignore_index=True)
-    known = {run: facts["data"] for run, facts in found if isinstance(facts.get("data"), dict)}
+    data = {run: facts.get("data", facts["told"].get("data")) for run, facts in found}
+    known = {run: contents for run, contents in data.items() if isinstance(contents, dict)}
     table.attrs |= {"skipped": skipped, "data": known}
     return table
 

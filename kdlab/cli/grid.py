@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kdlab.cli import parameters
-from kdlab.cli.runs import Run, content_of, identity, source_digest
+from kdlab.cli.runs import Run, identity, source_digest
+from kdlab.files import content_of
 from kdlab.words import check_known
 
 OPENING, CLOSING, QUOTES = "[({", "])}", "\"'"

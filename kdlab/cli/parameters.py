@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args, get_origin
 
-from kdlab.cli.runs import DATA, looks_like_path
+from kdlab.files import DATA, looks_like_path
 from kdlab.lab import parameters as lab
 from kdlab.words import check_known
 

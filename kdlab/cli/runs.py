@@ -8,8 +8,6 @@ making the same one.
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import json
 import os
 import secrets
@@ -17,17 +15,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from kdlab.files import read_json
+from kdlab.files import contents_of, read_json
 from kdlab.files import short_hash as digest
 
 FACTS = "run.json"
 WORK = ".work"
 DONE, FAILED = "done", "failed"
 BUSY = "busy"  # another sweep is making it
-DATA = "dataset"  # the parameter that may be a path without looking like one
 
 
 @dataclass(frozen=True)
@@ -105,35 +102,7 @@ def identity(
     """
     import kdlab
 
-    given = values.items()
-    texts = [(n, t) for n, v in given for t in (v if isinstance(v, list | tuple) else [v])]
-    paths = [t for n, t in texts if isinstance(t, str) and (n == DATA or looks_like_path(t))]
-    contents = {text: found for text in dict.fromkeys(paths) if (found := content(text))}
-    return {"source": source, "data": contents, "kdlab": kdlab.__version__}
-
-
-def looks_like_path(text: str) -> bool:
-    """Say whether a text is a path and no name: it has a slash, or an ending."""
-    return bool({"/", "\\"} & set(text)) or bool(PurePath(text).suffix)
-
-
-def content_of(folder: Path, text: str) -> str:
-    """Return a digest of the file, or of all files in the folder, that a text names; "" if none."""
-    try:
-        path = folder / Path(text).expanduser()
-        files = [path] if path.is_file() else sorted(filter(Path.is_file, path.rglob("*")))
-        stats = [(file, file.stat()) for file in files]
-        names = [(f.relative_to(path), _digest_of(f, s.st_size, s.st_mtime_ns)) for f, s in stats]
-        return digest([(name.as_posix(), found) for name, found in names]) if names else ""
-    except (OSError, ValueError, RuntimeError):
-        return ""
-
-
-@functools.lru_cache(maxsize=100_000)
-def _digest_of(file: Path, size: int, time: int) -> str:
-    """Return the digest of a file; it is read again when its size or time has changed."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"source": source, "data": contents_of(values, content), "kdlab": kdlab.__version__}
 
 
 FACT_KINDS: dict[str, Any] = {

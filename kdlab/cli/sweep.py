@@ -18,6 +18,7 @@ from typing import Any
 
 from kdlab.cli import runs
 from kdlab.cli.runs import BUSY, DONE, FAILED, Outcome, Run
+from kdlab.files import content_of
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _produce(run: Run, order: Order, place: Path) -> dict[str, Any]:
 def _made_from(run: Run) -> dict[str, Any]:
     """Return the identity of a run as things are now; a sweep takes hours."""
     source = runs.source_digest(runs.read_notebook(run.lesson))
-    content = functools.partial(runs.content_of, run.lesson.parent)
+    content = functools.partial(content_of, run.lesson.parent)
     return runs.identity(source, run.values, content)
 
 

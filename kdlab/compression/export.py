@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from kdlab import __version__
+from kdlab.compression import untrusted
 from kdlab.compression.extras import need, quiet
 from kdlab.compression.kinds import check_kinds
 from kdlab.compression.quantized import Quantized
@@ -222,17 +224,26 @@ def _program(whole: nn.Module, inputs: Tensor) -> ExportedProgram:
 def _onnx(whole: Preprocessed, inputs: Tensor, facts: str) -> bytes:
     for package in ("onnx", "onnxscript"):
         need(package)
-
-    with quiet():
-        program = torch.onnx.export(
-            _program(whole, inputs),
-            (),
-            dynamo=True,
-            external_data=False,
-            input_names=["inputs"],
-            output_names=["logits"],
-            verbose=False,
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                _program(whole, inputs),
+                (),
+                dynamo=True,
+                external_data=False,
+                input_names=["inputs"],
+                output_names=["logits"],
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        unknown = re.search(
+            r"No ONNX function found for (.+?)[.,]? ", f"{error} {error.__cause__} "
         )
+        what = unknown[1] if unknown else str(error).splitlines()[0]
+        raise ValueError(
+            f"model: ONNX cannot express {what}, expected operators of PyTorch's own; replace it, "
+            "or write .safetensors"
+        ) from error
     assert program is not None
     proto = program.model_proto
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
@@ -248,6 +259,14 @@ def _pt2(whole: Preprocessed, inputs: Tensor, facts: str) -> bytes:
         program.example_inputs = None  # would be pickled, as the only thing in the file
         buffer = io.BytesIO()
         torch.export.save(program, buffer, extra_files={FACTS: facts})
+    with zipfile.ZipFile(buffer) as archive:
+        found = (untrusted.strange_program(archive.read(name)) for name in archive.namelist()
+                 if name.endswith("models/model.json"))  # fmt: skip
+        if strange := "".join(found):
+            raise ValueError(
+                f"model: it uses {strange[:80]!r}, expected operators of PyTorch's own; what else "
+                "stands in a .pt2 could run code, so that nobody may load it; write .safetensors"
+            )
     return buffer.getvalue()
 
 

@@ -271,7 +271,9 @@ def _safetensors(path: Path, content: bytes, threads: int, model: nn.Module | No
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except (SafetensorError, json.JSONDecodeError):
         _refuse(path, "is no safetensors file")
-    facts = json.loads(header["__metadata__"][FACTS])
+    facts = json.loads(header.get("__metadata__", {}).get(FACTS, "{}"))
+    if not {"mean", "std"} <= facts.keys():
+        _refuse(path, "lacks the facts mean and std of its model")
     fit_weights(model, tensors)
     layers = {n.replace("_orig_mod.", ""): unwrapped(m) for n, m in model.named_modules()}
     for name, written in facts.get("extra", {}).items():

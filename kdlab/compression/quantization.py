@@ -17,7 +17,7 @@ from torch.export import Dim
 from kdlab.compression.export import MOST, Preprocessed, seal, unsealed
 from kdlab.compression.extras import need, quiet
 from kdlab.compression.kinds import check_kinds
-from kdlab.compression.loading import load
+from kdlab.compression.loading import READERS, Deployed, load
 from kdlab.compression.quantized import Quantized, check_not_quantized
 from kdlab.compression.verification import (
     Expected,
@@ -88,7 +88,7 @@ def quantize(model: nn.Module, data: Data, *, samples: int = 256) -> Quantized:
     graph, start = _prepare(model, data, learning=False)
     with torch.no_grad():
         for chunk in data.train.x[:samples].split(64):
-            graph(suited(chunk, graph) if len(chunk) > 1 else chunk)
+            graph(chunk.float() if chunk.is_floating_point() else chunk)
     return _convert(graph, start, "quantize")
 
 
@@ -149,7 +149,8 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
         The target.
 
     Raises:
-        ValueError: a damaged or foreign file, or one that is no .onnx.
+        ValueError: a damaged or foreign file, one that is no .onnx, or in which nothing can be
+            rounded.
         ImportError: the packages onnx and onnxruntime are missing.
 
     Source: as `quantize`.
@@ -159,7 +160,7 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
         raise ValueError(
             f"source and target: {source.name} and {target.name} came, expected .onnx files"
         )
-    load(source)  # refuses what is damaged
+    before = load(source)  # refuses what is damaged
     onnx, tools = need("onnx"), need("onnxruntime.quantization")
     model = onnx.load_from_string(unsealed(source.read_bytes()))
     del model.graph.value_info[:]  # shapes that no longer hold
@@ -171,8 +172,33 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
             per_channel=True,
             reduce_range=True,  # 7 bits, as in `quantize`
         )
-        temporary.write_bytes(seal(temporary.read_bytes()))
+        content = seal(temporary.read_bytes())
+        _check_rounded(before, Path(target.name), content)
+        temporary.write_bytes(content)
     return target
+
+
+def _check_rounded(before: Deployed, path: Path, content: bytes) -> None:
+    """Refuse a file in which nothing was rounded, or that does not answer as the one before."""
+    kinds = {node.op_type for node in need("onnx").load_from_string(content).graph.node}
+    if not kinds & {"MatMulInteger", "DynamicQuantizeLinear", "DequantizeLinear"}:
+        raise ValueError(
+            f"source: got {before.path.name} without weights of matrix products or embeddings, "
+            "expected some to round; use quantize, which takes convolutions too"
+        )
+    kind = torch.int64 if len(before.shape) == 1 else torch.float32
+    inputs = torch.zeros(2, *before.shape, dtype=kind)
+    _, answer = READERS[".onnx"](path, content, 1, None)
+    wanted, found = (
+        before(inputs),
+        answer(inputs),
+    )
+    if found.shape != wanted.shape or not found.isfinite().all():
+        raise ValueError(
+            f"source: got {before.path.name}, of which a file was made that answers "
+            f"{list(found.shape)} instead of {list(wanted.shape)} or numbers that are not finite, "
+            "expected the same logits; nothing was written"
+        )
 
 
 @torch.inference_mode(False)

@@ -32,7 +32,8 @@ class ActivationBoundary(LayerDistiller):
     batch norms in training mode; here they are in eval mode. Compared in lesson 02.
 
     Args:
-        layers: pairs of layers, from shallow to deep.
+        layers: pairs of layers, from shallow to deep. The released code reads every stage: where
+            both models have a fourth (VGG, MobileNetV2, ResNet-50), add "stage4".
         weight: of the term, at least 0.
         margin: m > 0: how far on the right side a neuron must be.
     """

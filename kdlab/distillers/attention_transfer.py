@@ -23,7 +23,8 @@ class AttentionTransfer(LayerDistiller):
     wants a weight nearer 1. Derived in lesson 02.
 
     Args:
-        layers: pairs of layers.
+        layers: pairs of layers; the benchmark's code reads every stage, in networks with a fourth
+            (VGG, MobileNetV2, ResNet-50) "stage4" too.
         weight: of the term, at least 0.
         norm: "released" (mean square) or "paper" (length).
         power: p ≥ 1 of the attention map Σ_c |f_c|^p.

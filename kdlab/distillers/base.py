@@ -99,7 +99,6 @@ class Distiller(nn.Module):
 
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
-    _dtype: torch.dtype | None = None
     _as_rows: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
     needs_teacher: bool = True
     needs_input_gradients: bool = False
@@ -130,13 +129,14 @@ class Distiller(nn.Module):
             cls.prepare = _finished(cls.prepare)  # type: ignore[assignment, method-assign]
 
     def __call__(self, student: Outputs, teacher: Outputs | None, targets: Tensor) -> Any:
-        """Run `forward` on taps in the dtype to compute in, ``[B, c, l]`` as ``[B, l, c]``."""
+        """Run `forward` on taps in the dtype of the adapters, ``[B, c, l]`` as ``[B, l, c]``."""
         return super().__call__(self._readable(student, 0), self._readable(teacher, 1), targets)
 
     def _readable(self, outputs: Outputs | None, side: int) -> Outputs | None:
         if outputs is None or not outputs.taps:
             return outputs
-        dtype, rows = self._dtype, self._as_rows[side]
+        rows = self._as_rows[side]
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
         taps = {path: tap.mT if path in rows else tap for path, tap in outputs.taps.items()}
         if dtype is not None:
             taps = {p: tap.to(dtype) if tap.is_floating_point() else tap for p, tap in taps.items()}
@@ -198,8 +198,7 @@ def _finished(prepare: Prepare) -> Prepare:
             taps = (self.student_taps, self.teacher_taps)
             rows = [rows_of(*each, train) for each in zip(models, taps, strict=False)]
         self._as_rows = (rows[0], rows[-1] if teacher is not None else frozenset())
-        self._dtype = computing_dtype(*models)
-        _bring(self, models, device_of(student), self._dtype)
+        _bring(self, models, device_of(student), computing_dtype(*models))
 
     return prepared
 
@@ -389,13 +388,9 @@ class LayerDistiller(Distiller):
 def read_layers(
     layers: Sequence[tuple[str, str]], student: Outputs, teacher: Outputs
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return each pair's tensors in float32, or float64 if one is: bf16 is too coarse for sums."""
+    """Return each pair's tensors in single precision: a forward pass in bf16 gives bf16 ones."""
     both = [(student.taps[mine], teacher.taps[theirs]) for mine, theirs in layers]
-    return [
-        (mine.to(dtype), its.to(dtype))
-        for mine, its in both
-        for dtype in [compute_dtype(mine, its)]
-    ]
+    return [(mine.to(compute_dtype(mine)), its.to(compute_dtype(its))) for mine, its in both]
 
 
 def layer_pairs(layers: Layers) -> tuple[tuple[str, str], ...]:

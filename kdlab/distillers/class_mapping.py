@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
@@ -12,7 +14,7 @@ from kdlab.distillers.connectors import given
 from kdlab.distillers.soft_targets import SoftTargets
 from kdlab.losses import map_classes
 from kdlab.losses.logits import Classes, class_groups
-from kdlab.models import logits_of
+from kdlab.models import WithOutput, logits_of
 
 
 class ClassMapping(Wrapper):
@@ -50,17 +52,20 @@ class ClassMapping(Wrapper):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
         """Prepare the method, with a teacher that answers about the student's classes."""
-        hook = given(teacher).register_forward_hook(self._hook)
+        if not isinstance(given(teacher), nn.Module) or isinstance(teacher, torch.jit.ScriptModule):
+            # It takes no hook, and has no layers that a method could read.
+            return super().prepare(student, WithOutput(given(teacher), self._mapped), train)
+        hook = given(teacher).register_forward_hook(lambda _, inputs, said: self._mapped(said))
         try:
             super().prepare(student, teacher, train)
         finally:
             hook.remove()
 
-    def _hook(self, module: nn.Module, inputs: object, returned: object) -> Tensor | None:
+    def _mapped(self, returned: object) -> Any:
         try:
             return self.map(logits_of(returned, "teacher"))
         except ValueError:
-            return None  # nobody may want these logits here; `forward` says what is wrong
+            return returned  # nobody may want logits here; `forward` says what is wrong
 
     def map(self, logits: Tensor) -> Tensor:
         """Return the teacher's logits ``[B, C_T]`` as those of the student's classes ``[B, C]``."""

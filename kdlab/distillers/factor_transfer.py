@@ -31,7 +31,8 @@ class FactorTransfer(LayerDistiller):
     and ends in no activation, because maps may be negative. Compared in lesson 02.
 
     Args:
-        layers: pairs of layers.
+        layers: pairs of layers. The benchmark's code reads the last stage, in networks with a
+            fourth (VGG, MobileNetV2, ResNet-50) "stage4".
         weight: of the term, at least 0.
         rate: k in (0, 1]: channels of a factor per channel of the teacher.
         epochs: passes of the paraphraser over its images, at least 1.

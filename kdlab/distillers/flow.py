@@ -28,7 +28,8 @@ class Flow(LayerDistiller):
     Isola, arXiv:1910.10699. Compared in lesson 02.
 
     Args:
-        layers: at least two pairs of layers, from shallow to deep.
+        layers: at least two pairs of layers, from shallow to deep. The benchmark's code begins with
+            the stem and goes to the last stage: ("stem", "stage1", ...).
         weight: of the term, at least 0.
 
     Raises:

@@ -64,7 +64,8 @@ class MutualLearning(Distiller):
         if given is None:
             self.peer = redrawn(student)
         else:
-            self.peer = copy.deepcopy(given).to(device_of(student)).eval()
+            self.peer = copied(given, "expected a model that can be copied").to(device_of(student))
+            self.peer.eval()
             check_peer(self.peer, student, train)
 
     def forward(
@@ -86,13 +87,28 @@ class MutualLearning(Distiller):
         }
 
 
+def copied(model: nn.Module, expected: str) -> nn.Module:
+    """Return a deep copy, or raise ValueError that says why there is none."""
+    try:
+        twin = copy.deepcopy(model)
+    except Exception as error:
+        raise ValueError(
+            f"peer: got {type(error).__name__} while copying a {type(model).__name__} "
+            f"({error!s:.200}), {expected}; an old weight norm is such a layer, "
+            "torch.nn.utils.parametrizations.weight_norm is none"
+        ) from error
+    for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+        mine.requires_grad_(theirs.requires_grad)  # the copy of a scripted module is frozen
+    return twin
+
+
 def redrawn(model: nn.Module) -> nn.Module:
     """Return a copy of a model whose trainable layers have started anew.
 
     Raises:
         ValueError: a layer with parameters of its own that does not say how it starts.
     """
-    fresh = copy.deepcopy(model).cpu()
+    fresh = copied(model, "expected a student that can be copied, or a second model").cpu()
     with torch.random.fork_rng(devices=[]):
         # The model may have been drawn with the very seed of this run, in the same order.
         torch.manual_seed(int(torch.randint(2**62, ())))

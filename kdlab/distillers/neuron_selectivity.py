@@ -22,7 +22,8 @@ class NeuronSelectivity(LayerDistiller):
     (Tian, Krishnan, Isola, arXiv:1910.10699). Compared in lesson 02.
 
     Args:
-        layers: pairs of layers.
+        layers: pairs of layers; the benchmark's code reads every stage, in networks with a fourth
+            (VGG, MobileNetV2, ResNet-50) "stage4" too.
         weight: of the term, at least 0.
     """
 

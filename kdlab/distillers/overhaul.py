@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.adapters import as_map, read_features, rows_of
+from kdlab.distillers.adapters import as_map, example_of, read_features, rows_of
 from kdlab.distillers.base import LayerDistiller, Layers, Outputs, checked_teacher
 from kdlab.distillers.connectors import (
     before_activations,
@@ -17,7 +17,7 @@ from kdlab.distillers.connectors import (
     read_maps,
 )
 from kdlab.losses import batch_norm_margin, overhaul_loss
-from kdlab.models.modes import inputs_for
+from kdlab.losses.checks import compute_dtype
 from kdlab.models.positions import norm_before
 
 BATCH = 256
@@ -44,7 +44,8 @@ class Overhaul(LayerDistiller):
     method. Compared in lesson 02.
 
     Args:
-        layers: pairs of layers, from shallow to deep.
+        layers: pairs of layers, from shallow to deep. The released code reads every stage: where
+            both models have a fourth (VGG, MobileNetV2, ResNet-50), add "stage4".
         weight: of the term, at least 0.
     """
 
@@ -79,7 +80,7 @@ class Overhaul(LayerDistiller):
 
 def margin_before(teacher: nn.Module, tap: str, train: Split) -> Tensor:
     """Return the mean ``[c]`` of a layer's negative values, from a batch norm or from images."""
-    norm = norm_before(teacher, tap, inputs_for(teacher, train.x[:1]))
+    norm = norm_before(teacher, tap, example_of(train, 1))
     if isinstance(norm, nn.BatchNorm2d) and norm.affine:
         return batch_norm_margin(norm)
     return measured_margin(teacher, tap, train)
@@ -91,7 +92,9 @@ def measured_margin(teacher: nn.Module, tap: str, train: Split) -> Tensor:
     totals, counts = [], []
     rows = rows_of(teacher, [tap], train)
     for images in train.x.split(BATCH):
-        values = as_map(read_features(teacher, [tap], images, rows)[tap]).double()
+        features = as_map(read_features(teacher, [tap], images, rows)[tap])
+        values = features.double()
         totals.append(values.clamp(max=0).sum((0, 2, 3)))
         counts.append((values < 0).sum((0, 2, 3)))
-    return torch.stack(totals).sum(0) / torch.stack(counts).sum(0).clamp(min=1)
+    mean = torch.stack(totals).sum(0) / torch.stack(counts).sum(0).clamp(min=1)
+    return mean.to(compute_dtype(features))

@@ -7,12 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.datasets import Split
-from kdlab.distillers.adapters import as_map, resize
+from kdlab.distillers.adapters import as_map, example_of, resize
 from kdlab.distillers.base import LayerDistiller, Layers, Outputs, checked_teacher, read_layers
 from kdlab.distillers.connectors import given, map_shapes
 from kdlab.losses import hierarchical_context_loss
 from kdlab.models import preactivation
-from kdlab.models.modes import inputs_for
 
 MOST_CHANNELS = 512  # of the space in which layers are fused
 
@@ -33,7 +32,8 @@ class Review(LayerDistiller):
     repeating pixels where this smooths. Compared in lesson 02.
 
     Args:
-        layers: pairs of layers, from shallow to deep.
+        layers: pairs of layers, from shallow to deep. The released code reads every stage: where
+            both models have a fourth (VGG, MobileNetV2, ResNet-50), add "stage4".
         weight: of the term, at least 0.
     """
 
@@ -44,7 +44,7 @@ class Review(LayerDistiller):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None, train: Split) -> None:
         """Find what the teacher has before its activations, and build one fusion per pair."""
-        example = inputs_for(student, train.x[:1])
+        example = example_of(train, 1)
         self._read = tuple(
             (path, preactivation(given(teacher), other, example)) for path, other in self.layers
         )

@@ -14,7 +14,8 @@ class SigmoidTargets(Distiller):
 
     For data of the task "labels" (``kdlab.datasets.from_tensors``).
 
-    Source: as `kdlab.losses.sigmoid_target_loss`.
+    Source: as `kdlab.losses.sigmoid_target_loss`: Yang, Xie, Zong, Feng, Niu, Sugiyama, Huang,
+    "Multi-Label Knowledge Distillation", ICCV 2023, arXiv:2308.06453, and Hinton et al., 2015.
 
     Args:
         temperature: T from 0.001 to 1e9; labels rarely need more than 1.

@@ -18,7 +18,8 @@ class SimilarityPreserving(LayerDistiller):
     whose weight is 3000, on the last feature map. Compared in lesson 02.
 
     Args:
-        layers: a path, several, or student's path → teacher's path.
+        layers: a path, several, or student's path → teacher's path. In networks with a fourth stage
+            (VGG, MobileNetV2, ResNet-50) the last feature map is "stage4".
         weight: of the term.
 
     Raises:

@@ -31,7 +31,8 @@ class Variational(LayerDistiller):
     Compared in lesson 02.
 
     Args:
-        layers: pairs of layers.
+        layers: pairs of layers; the benchmark's code reads every stage, in networks with a fourth
+            (VGG, MobileNetV2, ResNet-50) "stage4" too.
         weight: of the term, at least 0.
         initial_variance: σ² at the start, above 10⁻⁵.
     """

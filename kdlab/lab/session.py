@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from IPython.display import display
 
 import kdlab
 from kdlab import exercises, plots
-from kdlab.files import atomic_write, cache_folder, safe_name, short_hash
+from kdlab.files import atomic_write, cache_folder, content_of, contents_of, safe_name, short_hash
 from kdlab.lab import parameters, progress
 from kdlab.lab.records import MIME, plain, readable
 from kdlab.training.device import describe
@@ -94,6 +95,7 @@ class Lab:
         self.claims: list[dict[str, Any]] = []
         self.checks: list[dict[str, Any]] = []
         self.records: list[dict[str, Any]] = []
+        self._data = contents_of(values, functools.partial(content_of, Path.cwd()))
         self._hints: dict[str, int] = {}
         self._told: set[str] = set()
 
@@ -267,6 +269,7 @@ class Lab:
             "lesson": self.lesson,
             "parameters": plain(self.parameters),
             "is_default": self.is_default,
+            "data": self._data,
             "kdlab": kdlab.__version__,
             "device": self.parameters.get("device", "auto"),
             "machine": describe(),

@@ -72,8 +72,8 @@ def sigmoid_target_loss(
         ValueError: as `soft_target_loss`.
 
     Source: one binary distillation per label, as Yang, Xie, Zong, Feng, Niu, Sugiyama, Huang,
-    "Multi-Label Knowledge Distillation", ICCV 2023, arXiv:2308.06453, eq. (1); the paper weighs it
-    and adds embeddings of the labels, which this does not. T² as in Hinton, Vinyals, Dean, 2015.
+    "Multi-Label Knowledge Distillation", ICCV 2023, arXiv:2308.06453; the paper also
+    matches embeddings of the labels, which this does not. T² as in Hinton, Vinyals, Dean, 2015.
     """
     check_reduction(reduction)
     check_temperature("temperature", temperature)
@@ -108,7 +108,7 @@ def value_target_loss(
         ValueError: shapes or dtypes that do not fit, a margin without targets or below 0.
 
     Source: the bounded form is Chen, Choi, Yu, Han, Chandraker, "Learning Efficient Object
-    Detection Models with Knowledge Distillation", NeurIPS 2017 (not on arXiv), eq. (6).
+    Detection Models with Knowledge Distillation", NeurIPS 2017 (not on arXiv).
     """
     check_reduction(reduction)
     check_pair(student, teacher)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from kdlab.models.activations import KINDS
-from kdlab.models.taps import INPUT, check_path, last_outputs
+from kdlab.models.taps import INPUT, check_path, last_outputs, modules_of
 from kdlab.models.taps import paths as tap_paths
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -108,7 +108,7 @@ def norm_before(model: nn.Module, tap: str, example: Tensor | None = None) -> nn
         outputs = ((norm, seen.tensors.get(path)) for path, norm in seen.norms.items())
         return next((norm for norm, output in outputs if output is read is not None), None)
     parent, _, name = path.rpartition(".")
-    row = model.get_submodule(parent)
+    row = modules_of(model).get(parent, model)
     names = list(row._modules)
     if not isinstance(row, nn.Sequential) or not names.index(name):
         return None
@@ -120,9 +120,9 @@ class _Seen:
     """What the activations, the norms and the ``asked`` paths took and gave in one forward."""
 
     def __init__(self, model: nn.Module, example: Tensor, asked: Iterable[str]) -> None:
-        modules = dict(model.named_modules(remove_duplicate=False))
-        self.activations = [path for path, m in modules.items() if path and isinstance(m, KINDS)]
-        self.norms = {path: m for path, m in modules.items() if path and isinstance(m, NORMS)}
+        modules = modules_of(model)
+        self.activations = [path for path, m in modules.items() if isinstance(m, KINDS)]
+        self.norms = {path: m for path, m in modules.items() if isinstance(m, NORMS)}
         both = [path for inner in (self.activations, self.norms) for path in inner]
         wanted = [*asked, *both, *(path + INPUT for path in both)]
         self.tensors: Mapping[str, Tensor | None] = last_outputs(model, wanted, example)

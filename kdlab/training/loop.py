@@ -309,6 +309,7 @@ def fit(
             weight_decay=weight_decay,
             fused=_can_fuse(learning, target),
         )
+        start_momentum(update)
         ask = choose_asker(
             *(stack, teacher, data, distiller, plan.views, batches, teacher_outputs, dtype, ranks),
             output=output,
@@ -372,6 +373,18 @@ def make_step(ranks: Alone, *arguments: Any, **options: Any) -> Step:
     if isinstance(ranks, Ranks):
         return SharedStep(ranks, *arguments, **options)
     return Step(*arguments, **options)
+
+
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give each parameter a momentum of 0, from which its first step is as without one.
+
+    PyTorch's fused SGD fails if parameters get their first gradients in different steps, as those
+    of a layer that is skipped at random (stochastic depth).
+    """
+    for group in optimizer.param_groups:
+        if group.get("momentum"):
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def run_epochs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import sys
 import time
 
@@ -63,11 +64,12 @@ class Progress:
             self._handle.update(HTML(self._line()))
 
     def _line(self, note: str = "", live: bool = False) -> str:
+        label = html.escape(self.label, quote=False)  # it may name a file of somebody's
         if not live:
-            return f"<span>{self.label}</span>"
+            return f"<span>{label}</span>"
         spent = time.monotonic() - self._started
         left = spent * (self.total - self.done) / max(self.done, 1)
         return (
-            f"<span>{self.label} <progress max='{self.total}' value='{self.done}'></progress> "
+            f"<span>{label} <progress max='{self.total}' value='{self.done}'></progress> "
             f"{100 * self.done / self.total:.0f} %, about {left:.0f} s left {note}</span>"
         )

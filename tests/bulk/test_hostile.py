@@ -341,6 +341,26 @@ def test_onnx_of_strangers(model_and_data, tmp_path, monkeypatch):
         load(resealed(path, proto))
 
 
+@torch.library.custom_op("kdlab_test::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+twice.register_fake(torch.empty_like)
+
+
+class Custom(nn.Module):
+    def forward(self, x):
+        return twice(x.flatten(1)[:, :2])
+
+
+@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+def test_an_operator_of_ones_own_is_refused_when_it_is_written(model_and_data, tmp_path, ending):
+    with pytest.raises(ValueError, match=r"kdlab_test.+twice.*expected operators of PyTorch's own"):
+        export(Custom(), tmp_path / f"m.{ending}", model_and_data[1])
+    assert not list(tmp_path.iterdir())
+
+
 # --- tables and pictures
 
 

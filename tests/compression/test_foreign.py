@@ -42,7 +42,6 @@ FUNCTIONS = WEIGHTS | {
 }
 # all channels of these go through attention, of which none can be left out
 WHOLE = {"attention", "encoder_layer"}
-SLOW = ("attention", "lstm", "compiled", "conv3d")
 
 
 def answer(model: nn.Module, x: torch.Tensor = X, *, training: bool = False) -> torch.Tensor:
@@ -119,10 +118,8 @@ def test_channels_are_cut_or_left_with_a_reason(name):
         works(small)
         assert count_parameters(small) < 0.95 * count_parameters(model)
         assert report(small).changed and all(report(small).left.values())
-        logits_of(small.train()(X.to(next(small.parameters()).dtype))).sum()
-        assert [p.requires_grad for p in small.parameters()] == [
-            p.requires_grad for p in small.parameters()
-        ]
+        for before_, after in zip(model.parameters(), small.parameters(), strict=False):
+            assert before_.requires_grad == after.requires_grad
     assert unchanged(model, before) and torch.equal(answer(model), wanted)
 
 
@@ -240,11 +237,13 @@ def test_attention_written_by_hand_loses_as_many_in_each_head():
     dead = torch.arange(48).view(3, 2, 8)[:, :, 1::2].flatten()
     model.qkv.weight.data[dead], model.qkv.bias.data[dead] = 0, 0
     model.out.weight.data[:, torch.arange(16).view(2, 8)[:, 1::2].flatten()] = 0
+    silence(model.embed)
+    for layer, axis in ((model.qkv, 1), (model.out, 0), (model.head, 1)):
+        layer.weight.data.index_fill_(axis, torch.arange(1, 16, 2), 0)
+    model.out.bias.data[1::2] = 0
     small = prune_channels(model, X[:2], 0.5)
-    assert small.qkv.out_features == 24
-    only = copy.deepcopy(model)
-    only.load_state_dict(model.state_dict())
-    assert small.out.in_features == 8
+    assert (small.qkv.out_features, small.out.in_features) == (24, 8)
+    torch.testing.assert_close(answer(small), answer(model), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])

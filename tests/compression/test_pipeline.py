@@ -1,5 +1,6 @@
 """The whole chain, from the teacher to a file that a fresh process answers from."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -126,3 +127,21 @@ def test_what_is_no_chain_is_said(tmp_path):
         compress(model, DATA, {}, path=tmp_path / "m.onnx")
     with pytest.raises(ValueError, match=r"path: 'm\.pt2' came"):
         compress(model, DATA, {"x": lambda m: m}, path=tmp_path / "m.pt2")
+
+
+def test_a_step_may_return_a_model_without_a_length(monkeypatch, tmp_path):
+    """It is false in an `if`, and a compiled model cannot even be asked."""
+
+    class Empty(nn.Module):
+        def __len__(self) -> int:
+            return 0
+
+    pipeline = importlib.import_module("kdlab.compression.pipeline")
+    seen = []
+    monkeypatch.setattr(pipeline, "export", lambda model, *args, **options: seen.append(model))
+    monkeypatch.setattr(pipeline, "measure_file", lambda *args, **options: {})
+    monkeypatch.setattr(pipeline, "load", lambda path: None)
+    start, end = make_model("mlp", DATA), Empty()
+    steps = {"nothing": lambda m: None, "empty": lambda m: end}
+    compress(start, DATA, steps, path=tmp_path / "m.onnx")
+    assert seen == [start, start, end]

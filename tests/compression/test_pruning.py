@@ -1,12 +1,10 @@
 """Pruning against NumPy, against a second way to follow channels, and through files."""
 
 import copy
-import inspect
 
 import numpy as np
 import pytest
 import torch
-import torch_pruning
 from small import make_data, make_model
 from torch import nn
 
@@ -155,15 +153,24 @@ def test_attention_keeps_the_same_channels_of_query_and_key_in_each_head():
     assert [sum(4 * h <= c < 4 * h + 4 for c in kept) for h in range(4)] == [3, 3, 3, 3]
 
 
-def test_no_model_is_kept_alive():
-    """Torch-Pruning notes groups in default arguments, which live as long as the process."""
-    grouped = nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(512, 4)
-    )
-    for model in (grouped, make_model("vit", DATA)):
-        prune_channels(model, X, 0.5)
-    defaults = inspect.signature(torch_pruning.pruner.BasePruner.__init__).parameters
-    assert defaults["in_channel_groups"].default == defaults["out_channel_groups"].default == {}
+@pytest.mark.parametrize("name", ["cnn_tiny", "resnet8", "wrn_16_1", "mobilenetv2", "mlp"])
+def test_torch_pruning_cuts_the_same_channels(name):
+    """Another library's dependency graph and measure of importance, on models that it can cut."""
+    torch_pruning = pytest.importorskip("torch_pruning")
+    model = make_model(name, DATA)
+    theirs = copy.deepcopy(model)
+    last = [m for m in theirs.modules() if isinstance(m, nn.Conv2d | nn.Linear)][-1]
+    torch_pruning.pruner.BasePruner(
+        theirs,
+        X,
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=0.3,
+        ignored_layers=[last],
+        in_channel_groups={},
+        out_channel_groups={},
+    ).step()
+    ours = prune_channels(model, X, 0.3, importance="l2").state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["cnn_small", "resnet8"])
@@ -189,6 +196,7 @@ def test_the_model_and_its_mode_stay():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         pruned = prune_channels(model, X, 0.25)
+    assert count_parameters(pruned) < 0.8 * count_parameters(model)
     assert model.training and pruned.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(p.requires_grad for p in pruned.parameters())

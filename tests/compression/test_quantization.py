@@ -221,5 +221,10 @@ def test_a_file_of_a_transformer_is_quantized_dynamically(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"float\.onnx is damaged"):
         quantize_file(path, tmp_path / "other.onnx")
+    convolutions = nn.Sequential(nn.Conv2d(1, 4, 12), nn.Flatten()).eval()
+    alone = export(convolutions, tmp_path / "conv.onnx", DATA)
+    with pytest.raises(ValueError, match=r"source: got conv\.onnx without weights of matrix"):
+        quantize_file(alone, tmp_path / "none.onnx")
+    assert not (tmp_path / "none.onnx").exists()
     with pytest.raises(ValueError, match=r"float\.pt2 and small\.onnx came, expected \.onnx"):
         quantize_file(tmp_path / "float.pt2", small)

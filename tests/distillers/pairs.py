@@ -8,7 +8,7 @@ from torch import nn
 from kdlab.datasets import Split
 from kdlab.distillers import Outputs, build
 from kdlab.losses.checks import compute_dtype
-from kdlab.models import Committee, Taps, build_for
+from kdlab.models import Committee, Taps, build_for, logits_of
 from kdlab.models.modes import inputs_for
 
 CLASSES = 4
@@ -72,7 +72,7 @@ def make(name, **options):
 def outputs(net, taps, x, index=None, graph=True, by_input=False):
     x = x.clone().requires_grad_(by_input)
     with Taps(net, taps) as read, torch.set_grad_enabled(graph or by_input):
-        logits = net(inputs_for(net, x))  # as `fit` asks a model
+        logits = logits_of(net(inputs_for(net, x)))  # as `fit` asks a model
         logits = logits.to(compute_dtype(logits))
         return Outputs(logits, {path: read[path] for path in read}, x, index)
 

@@ -83,7 +83,12 @@ SYMMETRIC = {"dist", "logit_matching"}  # neither a correlation nor a distance h
 COPIES = [name for name in TAUGHT if name != "hard_targets"]  # a choice is not all that is said
 
 
-ELSEWHERE = {"flow": "CVPR 2017", "instance_graph": "CVPR 2019", "multi_level": "CVPR 2023"}
+ELSEWHERE = {
+    "flow": "CVPR 2017",
+    "instance_graph": "CVPR 2019",
+    "multi_level": "CVPR 2023",
+    "value_targets": "NeurIPS 2017",
+}
 UNSOURCED = ("labels", "class_mapping")
 
 

@@ -357,6 +357,15 @@ def test_a_peer_that_does_not_fit_is_refused_by_name(peer, parts):
         prepared(MutualLearning(peer()), cnn(4, 1), None, images(4))
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_student_that_cannot_be_copied_asks_for_a_peer():
+    student = cnn(4, 1)
+    student.head = nn.utils.weight_norm(student.head)
+    student(images(4).x)
+    with says("peer: got RuntimeError while copying a Sequential", "weight_norm"):
+        prepared(MutualLearning(), student, None, images(4))
+
+
 def test_a_student_that_cannot_be_drawn_anew_asks_for_a_peer():
     with says("peer: got None, but the student's layer 'model' (Own)", "MutualLearning(peer)"):
         prepared(MutualLearning(), Own(), None, images(4))
@@ -834,6 +843,37 @@ def test_a_gate_inside_and_what_asks_in_prepare_see_the_students_classes():
     each = losses.soft_target_loss(s, mapped, 4.0, reduction="none")
     torch.testing.assert_close(gated, 0.9 * (each * right).mean())
     assert set(got.measures()) >= {"gate_open"} and method.needs_only_logits
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_peer_trains_and_a_scripted_student_needs_one():
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    scripted = torch.jit.script(copy.deepcopy(plain))
+    with says("peer: got None, but the student's layer '1'"):
+        fit(scripted, DIGITS, MutualLearning(), **SHORT)
+    method = MutualLearning(scripted)
+    torch.manual_seed(9)
+    fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), DIGITS, method, **SHORT)
+    assert not torch.equal(method.peer.state_dict()["1.weight"], plain[1].weight)
+    assert torch.equal(scripted.state_dict()["1.weight"], plain[1].weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_teachers_without_hooks_can_be_mapped_too():
+    student, train = cnn(4, 1, classes=3), images(6)
+    model = cnn(6, 2, classes=5)
+    seen = []
+
+    class Asks(SoftTargets):
+        def prepare(self, student, teacher, train):
+            seen.append(teacher(train.x[:2]))
+
+    for teacher in (torch.jit.trace(model, train.x[:2]), WithOutput(lambda x: model(x))):
+        prepared(ClassMapping(Asks(), GROUPS), student, teacher, train)
+    expected = losses.map_classes(model(train.x[:2]), GROUPS)
+    assert len(seen) == 2
+    for got in seen:
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,13 @@ def test_a_student_like_its_teacher_becomes_a_copy(name):
     assert all(len(kept) == report.out_of[layer] for layer, kept in report.channels.items())
 
 
+@pytest.mark.parametrize("name", ["shufflenetv1", "shufflenetv2"])
+def test_channels_are_followed_through_shuffles_and_splits(name):
+    teacher, student = lively(build(name, 5)), lively(build(name, 5), seed=1)
+    report = inherit(student, teacher, IMAGES, importance="random")
+    assert torch.equal(outputs(student), outputs(teacher)) and not report.left
+
+
 @pytest.mark.parametrize(
     ("large", "small"),
     [

@@ -472,3 +472,22 @@ def test_a_reentrant_checkpoint_hides_a_layer():
     method = Labels() + 1e-3 * Hints({"inner.0": "0"})
     with pytest.raises(ValueError, match=r"^layers: the student's 'inner.0' .*use_reentrant=False"):
         fit(Saving(), DATA, method, teacher=make_cnn(DATA, 9), **SHORT)
+
+
+def test_a_layer_may_get_its_first_gradient_late():
+    class Skipping(nn.Module):
+        """Stochastic depth (Huang et al., 2016): a block is left out at random."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.block, self.calls = make_mlp(DATA), nn.Linear(4, 4), 0
+
+        def forward(self, x):
+            z = self.inner(x)
+            self.calls += self.training
+            return z + self.block(z) if not self.training or self.calls > 4 else z
+
+    model = Skipping()
+    before = model.block.weight.clone()
+    run = fit(model, DATA, **SHORT)
+    assert not run.interrupted and not torch.equal(before, model.block.weight)
