@@ -1,11 +1,12 @@
 """The table of `docs/your_own_model.md`: every foreign model in every function.
 
-python tests/own_models/matrix.py            # print it and write it into the page
-python tests/own_models/matrix.py lazy bf16  # only show what is said of these models
+python tests/own_models/matrix.py            # make all rows anew and write them into the page
+python tests/own_models/matrix.py lazy bf16  # only these, and say what is refused
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -30,44 +31,52 @@ def line(who: str, cells: Row) -> str:
     return f"| {who} | {' | '.join(counted(cells[family]) for family in FAMILIES)} |"
 
 
-def faults(cells: Row) -> list[str]:
-    """What is neither right nor refused by name."""
+def faults(cells: Row, *, refused: bool = False) -> list[str]:
+    """What is neither right nor refused by name; with ``refused`` that, too."""
     return [
         f"{cell.verdict} in {family}, {name}: {cell.said}"
         for family, found in cells.items()
         for name, cell in found.items()
-        if cell.verdict in ("raw", "wrong")
+        if cell.verdict != "right" and (refused or cell.verdict != "refused")
     ]
 
 
-def table(rows: dict[str, Row]) -> str:
-    """The whole table, and its sum in words."""
-    counts = Counter(
-        c.verdict for r in rows.values() for cells in r.values() for c in cells.values()
+def stored(text: str) -> dict[str, str]:
+    """The rows of a page, by model."""
+    _, _, part = text.partition("<!-- matrix -->")
+    lines = part.partition("<!-- /matrix -->")[0].splitlines()
+    return {who: made for made in lines if (who := made[2:].partition(" | ")[0]) in ZOO}
+
+
+def table(rows: dict[str, str]) -> str:
+    """The whole table, and its sums in words."""
+    counts: Counter[str] = Counter()
+    for made in rows.values():
+        for number, verdict in re.findall(r"(\d+)(?: (\w+))?(?:,| \|)", made.partition(" | ")[2]):
+            counts[verdict or "right"] += int(number)
+    head = [f"| model | {' | '.join(FAMILIES)} |", "| --- |" + " --- |" * len(FAMILIES)]
+    told = ", ".join(f"{n:,} {verdict}" for verdict, n in counts.items())
+    return "\n".join(
+        [*head, *rows.values(), "", f"{len(rows)} models, {counts.total():,} cells: {told}."]
     )
-    lines = [f"| model | {' | '.join(FAMILIES)} |", "| --- |" + " --- |" * len(FAMILIES)]
-    lines += [line(who, cells) for who, cells in rows.items()]
-    told = ", ".join(f"{n:,} {verdict}" for verdict, n in counts.most_common())
-    return "\n".join([*lines, "", f"{len(rows)} models, {counts.total():,} cells: {told}."])
 
 
 def main(names: list[str]) -> None:
-    rows = {who: row(who) for who in names or ZOO}
-    for who, cells in rows.items():
-        for family, found in cells.items():
-            for name, cell in found.items():
-                if cell.said and (names or cell.verdict != "refused"):
-                    print(f"{who} · {family} · {name}: {cell.verdict}: {cell.said}")
-    made = table(rows)
-    print(made)
-    if not names:
-        sys.path.insert(0, str(ROOT / "tools"))
-        import marks
+    rows = stored(PAGE.read_text(encoding="utf-8"))
+    for who in names or ZOO:
+        cells = row(who)
+        rows[who] = line(who, cells)
+        print(rows[who], *faults(cells, refused=bool(names)), sep="\n   ", flush=True)
+    made = table({who: rows[who] for who in ZOO if who in rows})
+    print(made.splitlines()[-1])
 
-        def matrix() -> str:
-            return made
+    sys.path.insert(0, str(ROOT / "tools"))
+    import marks
 
-        marks.write(PAGE, lambda text: marks.fill(text, [matrix], PAGE.name), check=False)
+    def matrix() -> str:
+        return made
+
+    marks.write(PAGE, lambda text: marks.fill(text, [matrix], PAGE.name), check=False)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,17 @@ from torch import nn
 from verdicts import FIT, answer, images, partner
 from zoo import ZOO, Plain
 
-from kdlab.distillers import Labels, MutualLearning, SelfAttentionRelations
-from kdlab.training import fit
+from kdlab import compression
+from kdlab.distillers import (
+    GatedTeachers,
+    Hints,
+    Labels,
+    MutualLearning,
+    SelfAttentionRelations,
+    SoftTargets,
+)
+from kdlab.models import Committee
+from kdlab.training import fit, predict
 
 
 @pytest.mark.parametrize(
@@ -69,3 +78,46 @@ def test_a_peer_gets_images_in_the_memory_order_that_the_student_takes():
     method = MutualLearning()
     fit(student, images(), method, epochs=1, **FIT)
     assert torch.isfinite(answer(method.peer, images().test.x)).all()
+
+
+def test_an_exported_program_in_a_committee_leaves_nobody_in_training_mode():
+    """Its ``eval`` raises, and modules after it were not reached."""
+    members = [ZOO["exported program"].build(), partner(torch.float32, 2).train()]
+    teacher = Committee([*members, lambda x: members[1](x)])
+    before = {n: t.clone() for n, t in members[1].state_dict().items()}
+    fit(partner(torch.float32), images(), GatedTeachers(), teacher=teacher, epochs=1, **FIT)
+    assert all(torch.equal(t, before[n]) for n, t in members[1].state_dict().items())
+    assert members[1].training
+    with pytest.raises(ValueError, match=r"^members: got str, expected"):
+        Committee(["resnet8"])
+
+
+def test_a_teacher_whose_weights_are_not_there_yet_is_refused():
+    teacher = ZOO["lazy"].build()
+    with pytest.raises(ValueError, match=r"^teacher: got conv.weight without a shape"):
+        fit(partner(torch.float32), images(), SoftTargets(), teacher=teacher, epochs=1, **FIT)
+    with pytest.raises(ValueError, match=r"^model: got conv.weight without a shape"):
+        predict(teacher, images().test.x)
+    assert nn.parameter.is_lazy(teacher.conv.weight)
+
+
+def test_a_method_that_reads_frozen_layers_alone_is_refused():
+    student, teacher = ZOO["frozen backbone"].build(), partner(torch.float32)
+    method = SoftTargets() + 0.5 * Hints("stage2")
+    with pytest.raises(ValueError, match=r"^layers: got 'stage2' of the student.*frozen.*Hints"):
+        fit(student, images(), method, teacher=teacher, epochs=1, **FIT)
+    student.stage2[0].requires_grad_(True)
+    fit(student, images(), method, teacher=teacher, epochs=1, **FIT)
+
+
+def test_to_load_a_spectral_norm_does_not_change_it(tmp_path):
+    model, other = ZOO["spectral norm"].build(), ZOO["spectral norm"].build(9)
+    path = compression.export(model, tmp_path / "model.safetensors", images())
+    compression.load(path, model=other.train())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+
+
+def test_a_function_is_no_model():
+    with pytest.raises(ValueError, match=r"^model: .*function.*WithOutput"):
+        predict(lambda x: x, images().test.x)

@@ -29,7 +29,7 @@ from kdlab import compression, metrics
 from kdlab.datasets import Data, Split, from_arrays
 from kdlab.distillers import Distiller, Labels, Outputs, SoftTargets, available, build
 from kdlab.losses.checks import unchecked_values
-from kdlab.models import Committee, logits_of, paths
+from kdlab.models import Committee, WithOutput, logits_of, paths
 from kdlab.training import fit, predict, read_taps
 
 # "argument: what came, what was expected; what to do"
@@ -283,6 +283,8 @@ def on_labels(who: str, dtype: torch.dtype, task: str) -> dict[str, Tensor]:
 def train_plainly(student: Any, teacher: Any, distiller: Distiller, data: Data) -> None:
     """What `fit` promises, written as one would write it by hand, for methods on logits."""
     x, y = data.train.x, data.train.y
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        teacher = WithOutput(teacher)
     torch.manual_seed(SEED)
     with torch.no_grad(), contextlib.suppress(NotImplementedError):  # as an exported program has
         for model in (student, teacher):
@@ -394,7 +396,11 @@ def costs(who: str) -> Cell:
         hold(not differences(before, snapshot(model)), "cost changed the model")
         if isinstance(model, nn.Module):
             by_hand = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
-            hold(found.parameters == by_hand, f"{found.parameters} parameters, not {by_hand}")
+            unknown = found.parameters is None and by_hand == 0  # packed, as torch.ao does
+            hold(
+                unknown or found.parameters == by_hand,
+                f"{found.parameters} parameters, not {by_hand}",
+            )
         flops = None if foreign.macs is None else 2 * foreign.macs
         hold(flops is None or found.flops == flops, f"{found.flops} FLOPs, by hand {flops}")
 
@@ -535,12 +541,14 @@ def row(who: str) -> dict[str, dict[str, Cell]]:
     """All cells of one model: family → function → verdict."""
     foreign = ZOO[who]
     found: dict[str, dict[str, Cell]] = {family: {} for family in FAMILIES}
-    for name, kind in METHODS.items():
-        inside = "inner layers" if not reads_logits(kind) else "logits"
-        if foreign.student:
-            found[f"learns, {inside}"][name] = as_student(name, who)
-        if kind.needs_teacher:
-            found[f"teaches, {inside}"][name] = as_teacher(name, who)
+    logits = [name for name, kind in METHODS.items() if reads_logits(kind)]
+    inner = [name for name in METHODS if name not in logits][:: foreign.every]
+    for read, names in (("logits", logits), ("inner layers", inner)):
+        for name in names:
+            if foreign.student:
+                found[f"learns, {read}"][name] = as_student(name, who)
+            if METHODS[name].needs_teacher:
+                found[f"teaches, {read}"][name] = as_teacher(name, who)
     if foreign.student:
         found["compression"] = {name: compressed(name, who) for name in COMPRESSION}
     endings = (".safetensors", ".pt2", ".onnx") if foreign.onnx else (".safetensors", ".pt2")
