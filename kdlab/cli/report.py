@@ -19,6 +19,7 @@ SEEDS = ("record_seed", "seed")
 ALIKE = 1e-6  # relative: two trainings that come so near to each other are the same one
 LINES = 6  # that can be told apart in a panel
 PANELS = 12  # of a figure
+LARGEST = 1e100  # that an axis can show
 
 
 def swept(table: pd.DataFrame) -> list[str]:
@@ -308,7 +309,8 @@ def figures_of(measure: Measure, table: pd.DataFrame) -> Iterator[tuple[str, Any
     from kdlab import plots
 
     m = measure
-    for x in swept(m.rows) if m.rows[m.metric].nunique() > 1 else []:
+    drawable = m.rows[m.metric].nunique() > 1 and m.rows[m.metric].abs().max() < LARGEST
+    for x in swept(m.rows) if drawable else []:
         columns, others = lines_of(m, x)
         means = per_unit(m, [x, *columns])
         lines, panels = in_panels(means, columns)

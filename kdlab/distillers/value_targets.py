@@ -14,8 +14,8 @@ class ValueTargets(Distiller):
 
     For data of the task "values" (``kdlab.datasets.from_tensors``).
 
-    Source: the bound is Chen, Choi, Yu, Han, Chandraker, "Learning Efficient Object Detection Models
-    with Knowledge Distillation", NeurIPS 2017 (not on arXiv).
+    Source: the bound is Chen, Choi, Yu, Han, Chandraker, "Learning Efficient Object Detection
+    Models with Knowledge Distillation", NeurIPS 2017 (not on arXiv).
 
     Args:
         alpha: from 0, labels alone, to 1, the teacher alone.

@@ -270,11 +270,11 @@ def channel_wise_loss(
 
     Args:
         student, teacher: ``[B, c, h, w]``.
-        temperature: T > 0.
+        temperature: T from 0.001 to 1e9.
         reduction: "mean" or "none": ``[B]``.
 
     Raises:
-        ValueError: as `hint_loss`; T ≤ 0.
+        ValueError: as `hint_loss`; T out of its range.
 
     Source: Shu, Liu, Gao, Yan, Shen, "Channel-wise Knowledge Distillation for Dense Prediction",
     ICCV 2021, arXiv:2011.13256. Compared in lesson 02.

@@ -14,8 +14,8 @@ from torch import Tensor
 from kdlab.losses.checks import (
     check_logits,
     check_pair,
-    check_positive,
     check_reduction,
+    check_temperature,
     compute_dtype,
     prepare,
     reduce,
@@ -77,7 +77,7 @@ def batch_relation_loss(
 
     Args:
         student, teacher: logits ``[B, C]``.
-        temperature: T > 0, for both sides.
+        temperature: T from 0.001 to 1e9, for both sides.
         reduction: "mean" or "none": ``[B]``, the mean over each sample's row.
 
     Raises:
@@ -99,7 +99,7 @@ def class_relation_loss(
 
     Args:
         student, teacher: logits ``[B, C]``.
-        temperature: T > 0, for both sides.
+        temperature: T from 0.001 to 1e9, for both sides.
         reduction: "mean" or "none": ``[B]``, each sample's share (p_iᵀ D p_i − q_iᵀ D q_i) / C with
             D = N_S − N_T, which may be negative; their mean is the loss.
 
@@ -118,7 +118,7 @@ def _probabilities(
     student: Tensor, teacher: Tensor, temperature: float, reduction: str
 ) -> tuple[Tensor, Tensor]:
     check_reduction(reduction)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     check_pair(student, teacher)
     student, teacher = prepare(student, teacher, None)
     return F.softmax(student / temperature, dim=-1), F.softmax(teacher / temperature, dim=-1)

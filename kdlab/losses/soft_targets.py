@@ -165,7 +165,7 @@ def decoupled_loss(
         student, teacher: logits ``[B, C]`` with C ≥ 2.
         targets: int64 ``[B]``, all labelled. Inside ``unchecked_values()``, where labels are not
             looked at, rows with -1 take no part: value 0, gradient exactly 0, not in the mean.
-        temperature: T > 0.
+        temperature: T from 0.001 to 1e9.
         alpha, beta: weights of TCKD and NCKD, at least 0. The authors take α = 1 and choose β per
             pair of networks, on CIFAR-100 from 2 to 8.
         reduction: "mean" or "none": ``[B]``.
@@ -246,7 +246,7 @@ def dist_loss(
 
     Args:
         student, teacher: logits ``[B, C]``.
-        temperature: T > 0. The factor T² is that of the released code.
+        temperature: T from 0.001 to 1e9. The factor T² is that of the released code.
         beta, gamma: weights of inter and intra, at least 0 (the released class defaults to 1 and 1
             with T = 1).
         mask: bool ``[B]``, True = takes part. Rows are dropped *before* the relations are formed.
@@ -343,7 +343,7 @@ def ttm_loss(
 
     Args:
         student, teacher: logits ``[B, C]``.
-        temperature: T > 0, for the teacher.
+        temperature: T from 0.001 to 1e9, for the teacher.
         weighted: WTTM instead of TTM.
         reduction: "mean" or "none": ``[B]``.
 

@@ -278,7 +278,7 @@ def fit(
         modules = {"model": model.to(target)}
         first = data.train.x[: min(size, SAMPLES)]
         check_outputs(Forward(model, output), first, data.num_classes, target)
-        if teacher is not None:
+        if teacher is not None and teacher_outputs is None:
             check_outputs(Forward(teacher, output, "teacher"), data.train.x[:64], None, target)
         if distiller is not None:
             how = f"in {type(distiller).__name__}.prepare"

@@ -18,11 +18,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from report_hands import tell
 from torch import nn
 
-from kdlab import datasets
+from kdlab import datasets, plots
 from kdlab.cli import gathering, report, report_files, report_page, running, runs, student
 from kdlab.compression import export, load
 from kdlab.compression.export import FACTS, OPEN, SEAL, seal
 from kdlab.lab import MIME, parameters
+from kdlab.training.progress import Progress
 
 TOUCH = '__import__("os").system("touch canary")'
 MARKUP = "<script>document.title='canary'</script>$\\frac{[/red]\x1b[2J"
@@ -394,3 +395,15 @@ def test_a_name_with_a_dollar_is_no_formula(tmp_path):
     with matplotlib.rc_context(report_files.AS_TEXT):
         (figure,) = report.figures(table)
         assert r"\frac{$" in report_page.inline_svg(figure, 0)
+
+
+def test_a_number_that_no_axis_can_show_costs_its_own_figure_only(tmp_path):
+    for t in (1.0, 2.0):
+        records = [{"name": "huge", "value": 1e308 * (-1) ** t}, {"name": "accuracy", "value": t}]
+        keep(tmp_path, {"temperature": t}, records)
+    (figure,) = report.figures(gathering.gather(tmp_path))
+    assert plots.alt_text(figure).startswith("Accuracy over temperature")
+
+
+def test_a_progress_line_is_no_html():
+    assert "<img" not in Progress(1, "<img src=x onerror=alert(1)>.npz")._line()

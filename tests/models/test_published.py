@@ -129,7 +129,7 @@ def test_what_is_no_checkpoint_of_this_model_is_refused_by_name(tmp_path):
             "resnet8", saved(tmp_path, {"model": weights, "opt": argparse.Namespace(lr=0.1)})
         )
     with (tmp_path / "evil.pth").open("wb") as file:
-        pickle.dump(Evil(), file)
+        pickle.dump(Evil(), file, protocol=2)
     with refuses("path: got", "cannot be read as plain tensors"):
         load_published("resnet8", tmp_path / "evil.pth")
     with refuses("path: got", "cannot be read as plain tensors"):

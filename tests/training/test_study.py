@@ -143,7 +143,7 @@ def test_a_mistake_of_a_method_is_said_as_fit_says_it():
             return {"soft": student.logits @ torch.ones(3)}
 
     settings = {"wrong": Wrong()}
-    with pytest.raises(RuntimeError, match="size mismatch"), pytest.warns(UserWarning):
+    with pytest.raises(ValueError, match=r"^distiller: .*size mismatch"), pytest.warns(UserWarning):
         study("mlp", DATA, settings, seeds=2, teacher=TEACHER, workers=1, **SHORT)
 
 
