@@ -107,6 +107,11 @@ def _try(step: Step, index: Tensor, classes: int) -> None:
         total = torch.stack(list(terms.values())).sum()
         if total.requires_grad:
             total.backward()
+    if not (step.batches.label_weights.any() or any(bool(term != 0) for term in terms.values())):
+        raise ValueError(
+            f"data: got no training sample with a label, expected some, because {method} learns "
+            "from labels alone; add a method that hears the teacher, such as SoftTargets()"
+        )
     if bad := [name for name, term in terms.items() if not torch.isfinite(term)]:
         raise ValueError(
             f"distiller: got a term {bad[0]!r} that is NaN or infinite on the first training "

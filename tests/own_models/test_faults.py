@@ -1,5 +1,7 @@
 """Faults that the matrix found, each as small as it can be."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,9 @@ from verdicts import FIT, answer, images, partner
 from zoo import ZOO, Plain
 
 from kdlab import compression
+from kdlab.datasets import Split
 from kdlab.distillers import (
+    Decoupled,
     GatedTeachers,
     Hints,
     Labels,
@@ -121,3 +125,13 @@ def test_to_load_a_spectral_norm_does_not_change_it(tmp_path):
 def test_a_function_is_no_model():
     with pytest.raises(ValueError, match=r"^model: .*function.*WithOutput"):
         predict(lambda x: x, images().test.x)
+
+
+@pytest.mark.parametrize("method", [Labels(), Decoupled(), Labels() + Decoupled()])
+def test_nothing_but_unlabelled_images_for_a_method_that_needs_labels_is_refused(method):
+    data = images()
+    nobody = Split(data.train.x, torch.full_like(data.train.y, -1))
+    data, teacher = replace(data, train=nobody), partner(torch.float32, 2)
+    with pytest.raises(ValueError, match=r"^data: got no training sample with a label"):
+        fit(partner(torch.float32), data, method, teacher=teacher, epochs=1, **FIT)
+    fit(partner(torch.float32), data, method + SoftTargets(), teacher=teacher, epochs=1, **FIT)
