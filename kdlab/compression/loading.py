@@ -26,7 +26,7 @@ from kdlab.compression.extras import need
 from kdlab.compression.shapes import fit_weights
 from kdlab.datasets import Data
 from kdlab.datasets.tokens import Tokenizer
-from kdlab.models.modes import check_initialised, unwrapped
+from kdlab.models.modes import check_initialised, to_eval, unwrapped
 from kdlab.words import check_known
 
 
@@ -278,7 +278,8 @@ def _safetensors(path: Path, content: bytes, threads: int, model: nn.Module | No
     layers = {n.replace("_orig_mod.", ""): unwrapped(m) for n, m in model.named_modules()}
     for name, written in facts.get("extra", {}).items():
         layers[name.rpartition(".")[0]].set_extra_state(read_extra(written))
-    whole = Preprocessed(model, tuple(facts["mean"]), tuple(facts["std"])).eval()
+    whole = Preprocessed(model, tuple(facts["mean"]), tuple(facts["std"]))
+    to_eval(whole)
     return facts, whole
 
 

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from kdlab.models.modes import evaluating
+
 
 def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give a model these weights, in place, and cut its layers to their shapes.
@@ -51,10 +53,11 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             fitted[id(old)] = nn.Parameter(fit, old.requires_grad) if is_parameter else fit
         held: dict[str, Any] = layer._parameters if is_parameter else layer._buffers
         held[own] = fitted[id(old)]
-    for layer in model.modules():
-        for kind, note in SIZES.items():
-            if isinstance(layer, kind):
-                note(layer)
+    with evaluating(model):  # to read a weight with a spectral norm changes it in training mode
+        for layer in model.modules():
+            for kind, note in SIZES.items():
+                if isinstance(layer, kind):
+                    note(layer)
 
 
 def is_extra(name: str) -> bool:

@@ -1,11 +1,12 @@
 """Several models as one teacher: a committee of specialists, or of receptive fields."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdlab.models.outputs import logits_of
+from kdlab.models.outputs import WithOutput, logits_of
 from kdlab.models.staged import Staged, conv_norm_relu, global_pool, initialise
 
 
@@ -17,16 +18,17 @@ class Committee(nn.Module):
     members (`kdlab.distillers.GatedTeachers`, lesson 05).
 
     Args:
-        members: at least one model, each with logits ``[B, C]`` for the same inputs and classes.
+        members: at least one model, or function of a batch, each with logits ``[B, C]`` for the
+            same inputs and classes.
 
     Raises:
-        ValueError: no member, or one model twice (taps would read its last answer alone); in a
-            forward, members that disagree about the shape of the logits.
+        ValueError: no member, one that cannot be called, or one model twice (taps would read its
+            last answer alone); in a forward, members that disagree about the shape of the logits.
     """
 
-    def __init__(self, members: Iterable[nn.Module]) -> None:
+    def __init__(self, members: Iterable[nn.Module | Callable[[Tensor], Any]]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members = nn.ModuleList(_as_module(member) for member in members)
         if len(self.members) == 0:
             raise ValueError("members: none came, expected at least one model")
         if len(set(self.members)) < len(self.members):
@@ -42,6 +44,14 @@ class Committee(nn.Module):
                 "shape [B, C]: do all predict the same classes?"
             )
         return torch.stack(logits).mean(0)
+
+
+def _as_module(member: Any) -> nn.Module:
+    if not callable(member):
+        raise ValueError(
+            f"members: got {type(member).__name__}, expected models, or functions of a batch"
+        )
+    return member if isinstance(member, nn.Module) else WithOutput(member)
 
 
 def multi_scale(

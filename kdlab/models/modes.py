@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -10,6 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+
+def to_eval(model: nn.Module) -> None:
+    """Set eval mode in place; an exported program, wherever it is inside, keeps its one mode."""
+    try:
+        model.eval()
+    except NotImplementedError:  # what an exported program raises; what comes after it is not set
+        for child in model.children():
+            to_eval(child)
 
 
 @contextmanager
@@ -20,8 +29,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with suppress(NotImplementedError):  # what an exported program raises
-            model.eval()
+        to_eval(model)
         yield
     finally:
         for module, training in modes:
@@ -35,12 +43,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_initialised(model: nn.Module) -> None:
+def check_initialised(model: nn.Module, who: str = "model") -> None:
     """Raise ValueError for a lazy layer that has no weights yet."""
     for name, weight in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(weight):
             raise ValueError(
-                f"model: got {name} without a shape, expected weights; run one forward first, "
+                f"{who}: got {name} without a shape, expected weights; run one forward first, "
                 "which initialises lazy layers"
             )
 

@@ -41,16 +41,25 @@ from kdlab.training.identity import check_trainable, describe, describe_trained,
 from kdlab.training.interrupt import Stop
 from kdlab.training.predict import Forward, visiting
 from kdlab.training.progress import Progress
-from kdlab.training.rehearsal import SAMPLES, check_outputs, check_shared, rehearse
+from kdlab.training.rehearsal import SAMPLES, blaming, check_outputs, check_shared, rehearse
 from kdlab.training.shared_step import SharedStep
 from kdlab.training.state import State
 from kdlab.training.step import Step
 from kdlab.training.teacher_outputs import TeacherOutputs
 from kdlab.words import check_known
 
+
+def _sgd(parameters: Sequence[Tensor], nesterov: bool, **options: Any) -> torch.optim.Optimizer:
+    """SGD with momentum 0.9, for parameters whose first gradient comes in different steps, too."""
+    update = torch.optim.SGD(parameters, momentum=0.9, nesterov=nesterov, **options)
+    for parameter in parameters:  # PyTorch's fused kernel wants buffers for all of them, or none
+        update.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return update
+
+
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-    "momentum": partial(torch.optim.SGD, momentum=0.9),
+    "sgd": partial(_sgd, nesterov=True),
+    "momentum": partial(_sgd, nesterov=False),
     "adamw": torch.optim.AdamW,
 }
 WARM_UPS = {"cosine": 0.1, "steps": 0.0}  # fraction of all steps in which the learning rate climbs
@@ -261,6 +270,9 @@ def fit(
         stack.enter_context(fast_kernels(target))
         stack.enter_context(unchecked_values())
         seed_generators(plan.seed, target)
+        refused = stack.enter_context(ExitStack())
+        for module in model.modules():  # what is refused comes back in the modes that it had
+            refused.callback(setattr, module, "training", module.training)
         stack.callback(lambda: model.to(home).eval())
         batches = Batches(data.train, augment, target, size, weights, data.task)
         modules = {"model": model.to(target)}
@@ -277,7 +289,12 @@ def fit(
             identity |= {"class_weights": None if weights is None else weights.tolist()}
             identity |= {"update_frozen_norms": update_frozen_norms}
         if distiller is not None:
-            with torch.no_grad(), visiting(model, target), visiting(teacher, target):
+            with (
+                torch.no_grad(),
+                visiting(model, target),
+                visiting(teacher, target),
+                blaming("distiller", f"in {type(distiller).__name__}.prepare"),
+            ):
                 distiller.prepare(model, teacher, data.train)
             modules["distiller"] = distiller.to(target)
         if teacher is not None:
@@ -285,11 +302,13 @@ def fit(
         if identity:
             identity |= describe_trained(distiller, "distiller", model)  # with its adapters
         ranks.check(size, identity, distiller)
+        learning = [p for module in modules.values() for p in module.parameters()]
+        learning = [p for p in learning if p.requires_grad]
         update = OPTIMIZERS[optimizer](
-            [p for module in modules.values() for p in module.parameters() if p.requires_grad],
+            learning,
             lr=torch.tensor(lr) if compile else lr,
             weight_decay=weight_decay,
-            fused=target.type in ("cpu", "cuda"),
+            fused=_can_fuse(learning, target),
         )
         start_momentum(update)
         ask = choose_asker(
@@ -308,6 +327,7 @@ def fit(
         rehearse(step, len(first), data.num_classes, target)
         state = State(modules, update, identity, checkpoint, ranks)
         state.resume()
+        refused.pop_all()
         bar = Progress(
             (epochs - state.epoch) * plan.steps, "training", progress and ranks.rank == 0
         )
@@ -338,6 +358,15 @@ def fit(
     if ranks.size > 1:
         facts["ranks"] = ranks.size
     return Run(model, state.history, interrupted, clock.steps, clock.seconds, rate, facts)
+
+
+def _can_fuse(parameters: Sequence[Tensor], device: torch.device) -> bool:
+    """Whether an optimizer may update all parameters in one kernel.
+
+    On a CPU PyTorch's (2.13) leaves most of the numbers of a 16-bit parameter as they were.
+    """
+    single = all(p.dtype in (torch.float32, torch.float64) for p in parameters)
+    return device.type == "cuda" or (device.type == "cpu" and single)
 
 
 def make_step(ranks: Alone, *arguments: Any, **options: Any) -> Step:

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlab.losses.checks import compute_dtype
+from kdlab.losses.checks import check_kind, compute_dtype
 from kdlab.models import Taps, logits_of
-from kdlab.models.modes import device_of, evaluating
+from kdlab.models.modes import check_initialised, device_of, evaluating
 from kdlab.models.outputs import Output
 from kdlab.training.device import pick_device
+
+MODULE = "a torch.nn.Module; wrap a function of a batch in kdlab.models.WithOutput"
 
 
 class Forward:
@@ -37,6 +39,7 @@ class Forward:
         who: str = "model",
         call: Callable[..., Any] | None = None,
     ) -> None:
+        check_initialised(model, who)
         self.model, self.output, self.who = model, output, who
         self.call = model if call is None else call
         self.contiguous = False
@@ -92,6 +95,7 @@ def predict(
     Raises:
         ValueError: no images, an unknown device, or a model that returns no logits.
     """
+    check_kind("model", model, nn.Module, MODULE)
     if len(images) == 0:
         raise ValueError("images: none came, expected at least one, [N, c, h, w]")
     target = pick_device(device) if isinstance(device, str) else device
@@ -124,6 +128,7 @@ def read_taps(
         ValueError: no images, no paths, a path that the model does not have (with the nearest
             match), an output without one entry per image, or an unknown device.
     """
+    check_kind("model", model, nn.Module, MODULE)
     wanted = (paths,) if isinstance(paths, str) else tuple(paths)
     if len(images) == 0 or not wanted:
         missing = "images" if len(images) == 0 else "paths"

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from kdlab.distillers import Distiller
+from kdlab.distillers.base import Wrapper
 from kdlab.models.taps import without_graph
 from kdlab.training.device import forked_generators
 from kdlab.training.divergence import copied
@@ -95,11 +97,24 @@ def _try(step: Step, index: Tensor, classes: int) -> None:
             f"layers: the student's {path!r} gives what no gradient can flow through ({cause}), "
             f"expected a part of the graph, or {method} would teach it nothing; read another layer"
         )
+    for part in _parts(step.distiller):
+        read = {path: step.taps[path] for path in part.student_taps}
+        if read and not part.complete and not any(tap.requires_grad for tap in read.values()):
+            raise ValueError(
+                f"layers: got {', '.join(map(repr, read))} of the student, where all is frozen, "
+                f"expected a layer that learns, or {type(part).__name__} would teach it nothing; "
+                "read a later layer, or unfreeze this one"
+            )
     with blaming("distiller", f"in {method}, {how}"):
         terms = step.judge(student, teacher, index)
         total = torch.stack(list(terms.values())).sum()
         if total.requires_grad:
             total.backward()
+    if not (step.batches.label_weights.any() or any(bool(term != 0) for term in terms.values())):
+        raise ValueError(
+            f"data: got no training sample with a label, expected some, because {method} learns "
+            "from labels alone; add a method that hears the teacher, such as SoftTargets()"
+        )
     if bad := [name for name, term in terms.items() if not torch.isfinite(term)]:
         raise ValueError(
             f"distiller: got a term {bad[0]!r} that is NaN or infinite on the first training "
@@ -111,6 +126,15 @@ def _try(step: Step, index: Tensor, classes: int) -> None:
             "model: got no gradient for any parameter, expected one; all are frozen "
             "(requires_grad=False), or no term depends on them"
         )
+
+
+def _parts(method: Distiller | None) -> Iterator[Distiller]:
+    """The methods inside a method, without those whose heads may learn on a frozen student."""
+    if isinstance(method, Wrapper):
+        for part in method._parts:
+            yield from _parts(part)
+    elif method is not None and not (hasattr(method, "exits") or hasattr(method, "assemble")):
+        yield method
 
 
 def check_shared(teacher: nn.Module, trained: Mapping[str, nn.Module]) -> None:

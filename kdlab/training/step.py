@@ -178,6 +178,8 @@ class Step:
         with autocast(images.device, self.precision):
             logits = self.call_model(images)
         taps = {name: self.taps[name] for name in self.taps}
+        if self.forward.contiguous:  # a peer of the student's has the same .view
+            images = images.contiguous()
         batches = self.batches
         return Outputs(logits, taps, images, index, progress, batches.class_weights, batches.task)
 

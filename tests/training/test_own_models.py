@@ -450,8 +450,9 @@ def test_a_layer_without_a_graph_is_refused_before_the_first_step(context):
     assert not fit(model, DATA, **SHORT).interrupted  # the rest learns from the labels
     if context is torch.inference_mode:
         return
-    model.inner[0].requires_grad_(False)  # what is frozen has no graph by intent
-    fit(model, DATA, method, teacher=make_cnn(DATA, 9), **SHORT)
+    model.inner[0].requires_grad_(False)  # by intent, but a hint on it would teach nothing
+    with pytest.raises(ValueError, match=r"^layers: .*frozen.*Hints would teach it nothing"):
+        fit(model, DATA, method, teacher=make_cnn(DATA, 9), **SHORT)
 
 
 def test_a_reentrant_checkpoint_hides_a_layer():
