@@ -241,8 +241,8 @@ def _onnx(whole: Preprocessed, inputs: Tensor, facts: str) -> bytes:
         )
         what = unknown[1] if unknown else str(error).splitlines()[0]
         raise ValueError(
-            f"model: ONNX cannot express {what}, expected operators of PyTorch's own; replace it, "
-            "or write .safetensors"
+            f"model: got {what}, which ONNX cannot express, expected operators of PyTorch's own; "
+            "replace it, or write .safetensors"
         ) from error
     assert program is not None
     proto = program.model_proto
@@ -264,8 +264,8 @@ def _pt2(whole: Preprocessed, inputs: Tensor, facts: str) -> bytes:
                  if name.endswith("models/model.json"))  # fmt: skip
         if strange := "".join(found):
             raise ValueError(
-                f"model: it uses {strange[:80]!r}, expected operators of PyTorch's own; what else "
-                "stands in a .pt2 could run code, so that nobody may load it; write .safetensors"
+                f"model: got the operator {strange[:80]!r}, expected PyTorch's own; what else stands "
+                "in a .pt2 could run code, so that nobody may load it; write .safetensors"
             )
     return buffer.getvalue()
 

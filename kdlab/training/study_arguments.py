@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ EXPECTED: dict[str, tuple[Any, str]] = {
         "or a Setting",
     ),
     "data": (Data, "a data set, such as datasets.load('glyphs')"),
-    "teacher": (nn.Module | None, "a trained model, such as load_teacher(data)[0]"),
+    "teacher": (Callable | None, "a trained model, such as load_teacher(data)[0]"),
     "options": (Mapping, "arguments of fit by name, such as {'lr': 0.05}"),
 }
 
@@ -147,14 +147,12 @@ def complete(
         student if setting.student is None else setting.student,
         data if setting.data is None else setting.data,
         setting.distiller,
-        as_teacher(
-            teacher if setting.teacher is None else setting.teacher,
-            data if setting.data is None else setting.data,
-        ),
+        teacher if setting.teacher is None else setting.teacher,
         {**options, **setting.options},
     )
     for part in ("distiller", "data", "teacher"):
         _check_kind(part, getattr(line, part), name)
+    line = replace(line, teacher=as_teacher(line.teacher, line.data))
     if line.asks_teacher and line.teacher is None:
         kind = type(line.distiller).__name__
         raise ValueError(f"teacher: {kind} needs one, and none came for setting {name!r}")

@@ -155,7 +155,7 @@ class Remembers(SoftTargets):
 
 
 class Updating(SoftTargets):
-    """Holds a teacher whose weights are frozen, and whose running statistics are not."""
+    """Holds a teacher whose weights are frozen: `fit` then holds its statistics, too."""
 
     def prepare(self, student, teacher, train):
         self.teacher = copy.deepcopy(teacher).requires_grad_(False)
@@ -164,12 +164,20 @@ class Updating(SoftTargets):
         return super().forward(student, Outputs(self.teacher(student.inputs)), targets)
 
 
+class Thawed(Updating):
+    """The same, but for a norm that is trained."""
+
+    def prepare(self, student, teacher, train):
+        super().prepare(student, teacher, train)
+        self.teacher[1].requires_grad_(True)
+
+
 def test_checks_find_bugs_of_other_shapes(teacher):
     assert not broken.listens(broken.soft_part(Remembers()))
-    assert found(Updating(), teacher) == []  # this teacher has no running statistics
+    assert found(Updating(), teacher) == []
     in_batches = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
-    assert found(Updating(), in_batches) == [FROZEN]
-    assert found(SoftTargets(), in_batches) == []
+    assert found(Updating(), in_batches) == [] == found(SoftTargets(), in_batches)
+    assert found(Thawed(), in_batches) == [FROZEN]
 
 
 def test_an_examination_changes_neither_distiller_nor_teacher(teacher):

@@ -87,7 +87,7 @@ def answers_belong_to_the_pictures(options: dict) -> None:
         lr=0.01,
         **options,
     )
-    assert len(gaps) == 7 * 4
+    assert len(gaps) == 1 + 7 * 4  # the rehearsal, too
     assert max(gaps) < 0.02  # what float16 costs
 
 
@@ -227,7 +227,7 @@ class UnfrozenTeacher(LiveTeacher):
     """Forgets eval mode and the graph."""
 
     def __call__(self, images, index, view):
-        return Outputs(self.teacher(images), {}, images)
+        return Outputs(self.forward(images), {}, images)
 
 
 class LearningTeacher(LiveTeacher):
@@ -235,11 +235,12 @@ class LearningTeacher(LiveTeacher):
 
     def __call__(self, images, index, view):
         with torch.no_grad():
-            return Outputs(self.teacher.train()(images), {}, images)
+            self.forward.model.train()
+            return Outputs(self.forward(images), {}, images)
 
 
 @pytest.mark.parametrize("wrong", [UnfrozenTeacher, LearningTeacher])
 def test_a_teacher_that_is_not_frozen_fails(monkeypatch, wrong):
     monkeypatch.setattr("kdlab.training.asking.LiveTeacher", wrong)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, ValueError), match="(?i)assert"):  # or by `fit`
         teacher_stays_as_it_is(AUGMENTATIONS["live"])
