@@ -264,7 +264,7 @@ def _pt2(whole: Preprocessed, inputs: Tensor, facts: str) -> bytes:
                  if name.endswith("models/model.json"))  # fmt: skip
         if strange := "".join(found):
             raise ValueError(
-                f"model: got the operator {strange[:80]!r}, expected PyTorch's own; what else stands "
+                f"model: got {strange[:80]!r}, expected operators of PyTorch's own; what else stands "
                 "in a .pt2 could run code, so that nobody may load it; write .safetensors"
             )
     return buffer.getvalue()

@@ -242,5 +242,5 @@ class LearningTeacher(LiveTeacher):
 @pytest.mark.parametrize("wrong", [UnfrozenTeacher, LearningTeacher])
 def test_a_teacher_that_is_not_frozen_fails(monkeypatch, wrong):
     monkeypatch.setattr("kdlab.training.asking.LiveTeacher", wrong)
-    with pytest.raises((AssertionError, ValueError), match="(?i)assert"):  # or by `fit`
+    with pytest.raises((AssertionError, ValueError), match=r"(?i)assert"):  # or by `fit`
         teacher_stays_as_it_is(AUGMENTATIONS["live"])
