@@ -17,6 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
+from kdlab.compression.extras import quiet
 from kdlab.compression.kinds import check_kinds
 from kdlab.compression.quantized import check_not_quantized
 from kdlab.models import logits_of
@@ -152,7 +153,8 @@ def copied(model: nn.Module) -> Any:
     """A deep copy, in which tensors with a graph, such as a weight norm's weight, have none."""
     held = (leaf for module in model.modules() for leaf in tree_leaves(dict(vars(module))))
     tensors = [leaf for leaf in held if isinstance(leaf, Tensor) and not leaf.is_leaf]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in tensors})
+    with quiet():  # a program's copy warns of PyTorch's own future
+        return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in tensors})
 
 
 def check_open(model: nn.Module) -> None:
