@@ -30,7 +30,11 @@ def accounted(data: Data, left_out: Mapping[str, int] | None = None, *notes: str
     """
     facts: dict[str, Any] = {
         "counts": _counts(data),
-        "left_out": {reason: count for reason, count in (left_out or {}).items() if count},
+        "left_out": {
+            reason: count
+            for reason, count in {**data.card.get("left_out", {}), **(left_out or {})}.items()
+            if count
+        },
         "duplicates": _duplicates(data),
         "notes": [*notes],
     }

@@ -19,7 +19,7 @@ PADDING, UNKNOWN, CLASS = range(3)
 _ALPHABET = 150  # characters, or as many more as it takes to know _COVERED of the text
 _COVERED = 0.999
 # Scripts without spaces between words (Chinese is cut by the normaliser); and what is too long for
-# a word, such as DNA: WordPiece would learn whole texts by heart, and knows none of over 100 letters.
+# a word, such as DNA, of which WordPiece would learn whole texts by heart, or know nothing.
 _CUTS = (
     r"[\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]",
     r"\A.{1,40}\z|.{1,4}",
