@@ -129,9 +129,9 @@ def _pixels(given: Tensor) -> Tensor:
     if given.dtype == torch.uint8 and int(given.max()) != 1:
         return given / 255
     raise ValueError(
-        f"inputs: got {given.dtype} from {int(given.min())} to {int(given.max())}, expected images "
-        "with values in [0, 1], or uint8 up to 255; divide by the largest value there can be, or "
-        "use inputs.float() if they are 0 and 1"
+        f"inputs: got {given.dtype} from {int(given.long().min())} to {int(given.long().max())}, "
+        "expected images with values in [0, 1], or uint8 up to 255; divide by the largest "
+        "value, or use inputs.float() if they are 0 and 1"
     )
 
 

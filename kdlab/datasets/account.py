@@ -101,7 +101,7 @@ def _values(data: Data) -> list[float]:
         else:
             low.append(float(x.min()))
             high.append(float(x.max()))
-    return [round(min(low), 6), round(max(high), 6)]
+    return [round(min(low), 5) + 0.0, round(max(high), 5) + 0.0]  # no -0
 
 
 def _duplicates(data: Data) -> dict[str, int]:
