@@ -54,6 +54,13 @@ def tell(data: Data) -> None:
         print(line.encode(coding, "replace").decode(coding))
 
 
+def examples(data: Data, each: int = 5, classes: int = 10) -> list[int]:
+    """Positions of the first training samples of the first classes, class by class."""
+    y = data.train.y
+    found = [(y == c).nonzero().flatten()[:each].tolist() for c in range(data.num_classes)]
+    return [index for indices in found[:classes] for index in indices]
+
+
 def natural(name: str) -> list[Any]:
     """Sort key by which 2 comes before 10."""
     parts: list[list[str]] = [[""]]
