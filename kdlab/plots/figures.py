@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from IPython import get_ipython
 from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from PIL import Image
 
 WIDTH = 7.0  # inches; 700 px at the default dpi, the width of a notebook cell
@@ -28,7 +30,19 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW, BLACK = PALETTE
 GREY = "#8A8A8A"
 
+# Names in other scripts, as far as this machine has letters for them; the first one draws all else.
+FALLBACKS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans JP", "Source Han Sans SC",
+    "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "PingFang SC", "Hiragino Sans GB", "Hiragino Sans",
+    "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "SimHei", "Arial Unicode MS", "Noto Sans",
+    "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji", "Symbola",
+    "Segoe UI Emoji", "Segoe UI Symbol", "Unifont",
+)  # fmt: skip
+INSTALLED = frozenset(get_font_names())
+
 STYLE: Any = {
+    "font.family": ["DejaVu Sans", *(name for name in FALLBACKS if name in INSTALLED)],
+    "text.parse_math": False,  # a $ in the name of a class is a $
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
     "figure.facecolor": "white",
@@ -75,7 +89,9 @@ def png(figure: Figure, dpi: float = DPI, colors: int | None = None) -> bytes:
     try:
         figure.set_dpi(dpi)
         agg = FigureCanvasAgg(figure)
-        agg.draw()
+        with warnings.catch_warnings():  # a box stands for a letter that no font has
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            agg.draw()
         picture = Image.fromarray(np.asarray(agg.buffer_rgba())).convert("RGB")
         if colors:
             picture = picture.quantize(colors, dither=Image.Dither.NONE)
