@@ -35,3 +35,16 @@ def test_fonts_are_those_that_are_here():
     names = matplotlib.font_manager.get_font_names()
     family = plots.STYLE["font.family"]
     assert family[0] == "DejaVu Sans" and set(family) <= set(names)
+
+
+def test_logarithmic_axes_keep_their_powers():
+    own = matplotlib.rcParams["text.parse_math"]
+    figure = plots.new_figure()
+    with matplotlib.rc_context({"text.parse_math": False}):  # as within the house
+        axis = figure.subplots()
+        axis.plot([1, 10, 1000], [1, 2, 3], label="$x$")
+        axis.set_xscale("log")
+    plots.png(figure)
+    labels = [t for t in axis.get_xticklabels() if "mathdefault" in t.get_text()]
+    assert labels and all(label.get_parse_math() for label in labels)
+    assert matplotlib.rcParams["text.parse_math"] is own is True
