@@ -605,3 +605,11 @@ def test_two_runs_share_no_record(tmp_path, monkeypatch):
     names = [path.name for path in (tmp_path / "records").iterdir()]
     assert len(names) == 7 and not list(tmp_path.glob("*.json"))
     assert all(re.fullmatch(r"[\w.-]+-[0-9a-f]{8}\.json", name) for name in names)
+
+
+def test_a_parameter_that_names_a_class_adapts_to_fewer_and_says_so(capsys):
+    lab = Lab("x", {"missing": 3})
+    assert lab.adapt("missing", 10, "classes") == 3 and capsys.readouterr().out == ""
+    assert lab.adapt("missing", 2, "classes") == 1 and lab.parameters == {"missing": 3}
+    said = "missing = 3: there are 2 classes, counted from 0; 1 is taken\n"
+    assert capsys.readouterr().out == said
