@@ -615,3 +615,11 @@ def test_a_record_says_what_its_data_were(tmp_path, monkeypatch, stored):
         start(dataset="mine.npz", ranges={**RANGES, "dataset": None}).record("n", 1)
         digests.append(stored()["data"]["mine.npz"])
     assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_parameter_that_names_a_class_adapts_to_fewer_and_says_so(capsys):
+    lab = Lab("x", {"missing": 3})
+    assert lab.adapt("missing", 10, "classes") == 3 and capsys.readouterr().out == ""
+    assert lab.adapt("missing", 2, "classes") == 1 and lab.parameters == {"missing": 3}
+    said = "missing = 3: there are 2 classes, counted from 0; 1 is taken\n"
+    assert capsys.readouterr().out == said

@@ -55,6 +55,7 @@ Version = Annotated[bool, typer.Option("--version", is_eager=True, help="Say whi
 Profile = Annotated[str | None, typer.Option(help="Short for -p profile=…: fast or full")]
 Timeout = Annotated[int, typer.Option(min=1, help="Longest time for one cell, in seconds.")]
 
+LONGEST = 50  # rows of a table of classes
 COLOURS = {"ok": "green", "change": "yellow", "missing": "red"}
 
 
@@ -182,7 +183,8 @@ def data(context: typer.Context) -> None:
         table.add_row(name, data_state(name))
     console.print(table)
     console.print(
-        "`kdlab data fetch NAME` downloads one. Your own: give a path to an .npz, .csv or folder."
+        "`kdlab data fetch NAME` downloads one. Your own: give a path to an .npz, .csv or folder; "
+        "`kdlab data check PATH` shows what is in it."
     )
 
 
@@ -200,6 +202,51 @@ def fetch(name: Annotated[str, typer.Argument(help="For example cifar10")]) -> N
     shape = "×".join(map(str, loaded.shape))
     what = f"texts of {shape} tokens" if loaded.tokenizer else f"images of {shape}"
     console.print(f"{loaded.name}: {parts} {what}, {loaded.num_classes} classes")
+
+
+@data_app.command("check")
+def check_data(
+    path: Annotated[str, typer.Argument(help="An .npz or .csv file, or a folder of pictures.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Picture of samples, OUT.png.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of a picture.")] = None,
+) -> None:
+    """Say what is in your data, what was left out and why, and show some, before a lesson."""
+    from kdlab import datasets, plots
+    from kdlab.datasets.account import examples, readable_name
+
+    name = readable_name(Path(path).resolve().name)
+    target = output or Path(f"{name}-check.png")
+    if output and output.suffix.lower() != ".png":
+        raise ValueError(f"output: {output} came, expected a name that ends in .png")
+    data = datasets.load(path, **({} if size is None else {"size": size}))  # prints its line
+    if "line" not in data.card:
+        console.print(f"{data.name} comes with kdlab, or is downloaded: nothing of it is left out")
+    counts = data.card.get("counts", {})
+    table = Table("class", *counts, box=None, padding=(0, 2, 0, 0))
+    for number, label in enumerate(data.classes if counts else ()):
+        if number == LONGEST:
+            table.add_row(f"… {data.num_classes - LONGEST} more")
+            break
+        table.add_row(Text(label), *(str(of[label]) for of in counts.values()))
+    console.print(table)
+    for reason, count in data.card.get("left_out", {}).items():
+        console.print(f"left out: {count} {reason}")
+    shown = examples(data)
+    if data.tokenizer is not None:
+        for index in shown:
+            tokens = " ".join(data.tokenizer.decode(data.train.x[index])[1:])
+            words = Text(f"{data.classes[int(data.train.y[index])]}: {tokens}"[:200])
+            console.print(words)
+        return
+    if target.exists() and not force:
+        raise ValueError(f"output: {target} is there already; --force overwrites it")
+    titles = [data.classes[int(data.train.y[index])][:12] for index in shown]
+    figure = plots.image_grid(data.image(data.train.x[shown]), titles)
+    target.write_bytes(plots.png(figure))
+    console.print(f"{target}: {len(shown)} training pictures under their class")
 
 
 @app.command("teachers")

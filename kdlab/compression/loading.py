@@ -109,13 +109,30 @@ class Deployed:
 
     def _numbers(self, inputs: Tensor | NDArray | Sequence[str]) -> Tensor:
         if isinstance(inputs, Tensor | np.ndarray):
-            return torch.as_tensor(inputs)
+            given = torch.as_tensor(inputs)
+            return _pixels(given) if len(self.shape) == 3 else given
         if self.tokenizer is None:
             raise ValueError(
                 f"inputs: {type(inputs).__name__} came, expected an array: this model does not "
                 "read texts"
             )
         return self.tokenizer.encode(inputs)
+
+
+def _pixels(given: Tensor) -> Tensor:
+    """Images as numbers in [0, 1]: uint8 is divided by 255, as `kdlab.datasets` does.
+
+    Raises ValueError for whole numbers of which nobody knows what white is.
+    """
+    if given.is_floating_point() or given.dtype == torch.bool or not given.numel():
+        return given
+    if given.dtype == torch.uint8 and int(given.max()) != 1:
+        return given / 255
+    raise ValueError(
+        f"inputs: got {given.dtype} from {int(given.long().min())} to {int(given.long().max())}, "
+        "expected images with values in [0, 1], or uint8 up to 255; divide by the largest "
+        "value, or use inputs.float() if they are 0 and 1"
+    )
 
 
 def _answer_normalised(

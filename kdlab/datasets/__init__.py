@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.datasets import digits, downloads, glyphs, text
+from kdlab.datasets.account import tell
 from kdlab.datasets.arrays import from_arrays, load_npz
 from kdlab.datasets.checks import check_inputs, check_labels
 from kdlab.datasets.data import UNLABELLED, Data, Split
@@ -59,6 +60,9 @@ def load(name_or_path: str | Path, *, seed: int = 0, **options: Any) -> Data:
     ``glyphs.load``, ``digits.load``, ``text.load``, ``downloads.load``, ``arrays.load_npz``,
     ``folders.load_folder`` and ``text.load_csv``.
 
+    Of your own data one line is printed, which ``card["line"]`` keeps: how many of each class and
+    split, what was left out and why, copies, unknown tokens or the range of values.
+
     Raises ValueError for an unknown name or option (with the nearest match) and for bad arrays,
     ConnectionError where a download is needed and fails.
     """
@@ -68,7 +72,10 @@ def load(name_or_path: str | Path, *, seed: int = 0, **options: Any) -> Data:
     valid = [n for n, p in inspect.signature(loader).parameters.items() if p.kind == p.KEYWORD_ONLY]
     for option in options:
         check_known("option", option, valid, f" for {str(name_or_path)!r}")
-    return loader(*leading, seed=seed, **options)
+    data = loader(*leading, seed=seed, **options)
+    if leading:
+        tell(data)
+    return data
 
 
 def _loader(name_or_path: str | Path) -> tuple[Callable[..., Data], tuple[Path, ...]]:

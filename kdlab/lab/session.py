@@ -113,6 +113,23 @@ class Lab:
         """Return the value for the profile in use."""
         return fast if self.fast else full
 
+    def adapt(self, name: str, count: int, of: str) -> int:
+        """Return the number of a class or an image that a parameter names, or the last one.
+
+        For data of the reader's own that have fewer: one line says what is taken instead. Call it
+        where the data are loaded, before anything is trained.
+
+        Args:
+            name: of the parameter, a number from 0.
+            count: how many there are.
+            of: what is counted, such as "classes".
+        """
+        value = int(self.parameters[name])
+        if value < count:
+            return value
+        print(f"{name} = {value}: there are {count} {of}, counted from 0; {count - 1} is taken")
+        return count - 1
+
     def headline(self) -> str:
         """Return what ``start`` prints: lesson, profile, seed, data set, changed parameters."""
         shown = [n for n in ("profile", "seed", "dataset") if n in self.parameters]

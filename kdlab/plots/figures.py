@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from IPython import get_ipython
 from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
+from matplotlib.ticker import LogFormatter
 from PIL import Image
 
 WIDTH = 7.0  # inches; 700 px at the default dpi, the width of a notebook cell
@@ -28,7 +31,18 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW, BLACK = PALETTE
 GREY = "#8A8A8A"
 
+# Names in other scripts, as far as this machine has letters for them; the first one draws all else.
+FALLBACKS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans JP", "Source Han Sans SC",
+    "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "PingFang SC", "Hiragino Sans GB", "Hiragino Sans",
+    "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "SimHei", "Arial Unicode MS", "Noto Sans",
+    "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji", "Symbola",
+    "Segoe UI Emoji", "Segoe UI Symbol", "Unifont",
+)  # fmt: skip
+INSTALLED = frozenset(get_font_names())
+
 STYLE: Any = {
+    "font.family": ["DejaVu Sans", *(name for name in FALLBACKS if name in INSTALLED)],
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
     "figure.facecolor": "white",
@@ -49,7 +63,10 @@ STYLE: Any = {
     "image.cmap": "viridis",
     "svg.hashsalt": "kdlab",
 }
-styled = matplotlib.rc_context(STYLE)  # as a decorator: the style inside, the reader's own outside
+# In what is drawn here a $ in the name of a class is a $; a reader's own figures may have formulas.
+styled = matplotlib.rc_context(
+    {**STYLE, "text.parse_math": False}
+)  # as a decorator: the style inside, the reader's own outside
 
 
 @styled
@@ -63,7 +80,7 @@ def alt_text(figure: Figure) -> str:
     return str(figure.get_label() or "")
 
 
-@styled
+@matplotlib.rc_context(STYLE)
 def png(figure: Figure, dpi: float = DPI, colors: int | None = None) -> bytes:
     """Return the figure as PNG bytes, the same for figures made alike (no version, no date).
 
@@ -74,8 +91,11 @@ def png(figure: Figure, dpi: float = DPI, colors: int | None = None) -> bytes:
     stream, canvas, usual_dpi = io.BytesIO(), figure.canvas, figure.get_dpi()
     try:
         figure.set_dpi(dpi)
+        _allow_powers(figure)
         agg = FigureCanvasAgg(figure)
-        agg.draw()
+        with warnings.catch_warnings():  # a box stands for a letter that no font has
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            agg.draw()
         picture = Image.fromarray(np.asarray(agg.buffer_rgba())).convert("RGB")
         if colors:
             picture = picture.quantize(colors, dither=Image.Dither.NONE)
@@ -84,6 +104,15 @@ def png(figure: Figure, dpi: float = DPI, colors: int | None = None) -> bytes:
         figure.set_dpi(usual_dpi)
         figure.set_canvas(canvas)
     return stream.getvalue()
+
+
+def _allow_powers(figure: Figure) -> None:
+    """Let the numbers of logarithmic axes be formulas, such as 10², wherever they were made."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatter):
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                tick.label1.set_parse_math(True)
+                tick.label2.set_parse_math(True)
 
 
 def show(figure: Figure, alt: str | None = None, *, dpi: float = DPI) -> None:
