@@ -141,7 +141,9 @@ def _answer_normalised(
     pixels = inputs
     if mean:
         center, width = (torch.tensor(v).to(inputs).view(-1, 1, 1) for v in (mean, std))
-        pixels = (inputs * width + center).clamp(0, 1)
+        pixels = inputs * width + center
+        if any(mean) or any(value != 1 for value in std):  # else nobody said what the range is
+            pixels = pixels.clamp(0, 1)
     return deployed(pixels.cpu()).to(inputs.device)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdlab.compression import export, load
-from kdlab.datasets import from_arrays
+from kdlab.datasets import from_arrays, from_tensors
 from kdlab.models import build_for
 
 X = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), np.uint8)
@@ -33,3 +33,12 @@ def test_other_whole_numbers_are_refused(deployed, kind):
         deployed(X.transpose(0, 3, 1, 2).astype(kind))
     with pytest.raises(ValueError, match=r"got torch.uint8 from 0 to 1.*inputs.float"):
         deployed(torch.from_numpy(X).movedim(-1, 1) // 255)
+
+
+def test_tensors_that_were_normalised_elsewhere_are_not_cut_to_pixels(tmp_path):
+    x, y = torch.randn(20, 1, 8, 8), torch.arange(20) % 2
+    data = from_tensors(x, y, x[:6], y[:6])
+    model = build_for("mlp", data.shape, 2, seed=0).eval()
+    path = export(model, tmp_path / "m.safetensors", data)
+    teacher = load(path, model=build_for("mlp", data.shape, 2, seed=1)).for_data(data)
+    torch.testing.assert_close(teacher(x), model(x).detach(), rtol=1e-4, atol=1e-5)

@@ -7,6 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kdlab.datasets import from_arrays, from_tensors, load
 
@@ -127,8 +129,8 @@ def test_a_constant_channel_becomes_zero_and_is_no_reason_to_divide():
 def test_tensors_may_have_their_channels_first():
     first = X.transpose(0, 3, 1, 2)
     plain = both()
-    for given in (torch.from_numpy(first), torch.from_numpy(first).float() / 255):
-        data = from_arrays(given, Y, given[:12], Y[:12])
+    for tensor in (torch.from_numpy(first), torch.from_numpy(first).float() / 255):
+        data = from_arrays(tensor, Y, tensor[:12], Y[:12])
         torch.testing.assert_close(data.train.x, plain.train.x)
     assert both(first, layout="NCHW").fingerprint == plain.fingerprint
     assert both(torch.from_numpy(X), layout="NHWC").fingerprint == plain.fingerprint
@@ -305,3 +307,24 @@ def test_copies_across_splits_are_counted():
         "with two labels": 1,
     }
     assert "duplicates: 2 train, 4 val in train, 12 test in train" in data.card["line"]
+
+
+KINDS = st.sampled_from(["uint8", "uint16", "float32", "int64", "bool"])
+LABELS = st.lists(st.sampled_from([-100, -1, 0, 1, 2, 3, 7, 255, 2023010501]), max_size=8)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(KINDS, LABELS, st.sampled_from([1, 200, 1023, 60000]), st.sampled_from([None, 4]))
+def test_every_image_is_used_or_counted(kind, labels, top, limit):
+    y = np.array([0, 1] * 6 + labels)
+    x = np.random.default_rng(top).integers(0, top + 1, (len(y), 3, 4)).astype(kind)
+    try:
+        data = from_arrays(x, y, x[:4], y[:4], n_train=limit)
+    except ValueError as error:
+        assert str(error)[:2] in ("x_", "y_")
+        return
+    card = data.card
+    assert sum(card["sizes"].values()) + sum(card["left_out"].values()) == len(y) + 4
+    told = sum(sum(of.values()) for of in card["counts"].values()) + card.get("unlabelled", 0)
+    assert told == sum(card["sizes"].values()) and data.train.x.isfinite().all()
+    assert {*data.classes} == {str(label) for label in y if label >= 0}

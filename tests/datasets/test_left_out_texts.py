@@ -7,6 +7,8 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kdlab.datasets import load
 from kdlab.datasets.account import natural
@@ -159,3 +161,31 @@ def test_a_column_that_comes_twice(tmp_path):
     (tmp_path / "t.csv").write_text("text,label,text\na,x,b\nc,y,d\n")
     with pytest.raises(ValueError, match="names a column twice"):
         load(tmp_path / "t.csv")
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["red fox", "Red FOX", "日本語", "日本", "acgt" * 40, "é", "e", "x 1", "x 2"]
+        ),
+        st.sampled_from(["1", "10", "2", "", "nan"]),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@given(ROWS, st.sampled_from([None, 5]))
+def test_every_row_is_used_or_counted(tmp_path_factory, rows, limit):
+    rows = [*rows, *((f"word {i:05b}", str(i % 2 + 1)) for i in range(24))]
+    path = table(tmp_path_factory.mktemp("t") / "t.csv", rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            card = load(path, n_train=limit).card
+        except ValueError as error:
+            assert str(path) in str(error)
+            return
+    assert sum(card["sizes"].values()) + sum(card["left_out"].values()) == len(rows)
+    told = sum(sum(of.values()) for of in card["counts"].values()) + card.get("unlabelled", 0)
+    assert told == sum(card["sizes"].values())
