@@ -260,13 +260,13 @@ def _pt2(whole: Preprocessed, inputs: Tensor, facts: str) -> bytes:
         buffer = io.BytesIO()
         torch.export.save(program, buffer, extra_files={FACTS: facts})
     with zipfile.ZipFile(buffer) as archive:
-        found = (untrusted.strange_program(archive.read(name)) for name in archive.namelist()
-                 if name.endswith("models/model.json"))  # fmt: skip
-        if strange := "".join(found):
-            raise ValueError(
-                f"model: got {strange[:80]!r}, expected operators of PyTorch's own; what else stands "
-                "in a .pt2 could run code, so that nobody may load it; write .safetensors"
-            )
+        programs = [name for name in archive.namelist() if name.endswith("models/model.json")]
+        strange = "".join(untrusted.strange_program(archive.read(name)) for name in programs)
+    if strange:
+        raise ValueError(
+            f"model: got {strange[:80]!r}, expected operators of PyTorch's own; what else stands "
+            "in a .pt2 could run code, so that nobody may load it; write .safetensors"
+        )
     return buffer.getvalue()
 
 
