@@ -50,7 +50,7 @@ class Watched(nn.Module):
 def test_the_student_is_in_training_mode_in_every_step_and_in_eval_mode_after(validate):
     student = Watched(make_cnn(DATA, dropout=0.5).eval())
     fit(student, DATA, SoftTargets(), teacher=make_mlp(DATA), validate=validate, **SHORT)
-    assert student.modes == [True] * (1 + 6)  # the rehearsal, too
+    assert student.modes == [True] * 6
     assert not any(module.training for module in student.modules())
 
 
