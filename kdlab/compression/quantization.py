@@ -88,7 +88,8 @@ def quantize(model: nn.Module, data: Data, *, samples: int = 256) -> Quantized:
     graph, start = _prepare(model, data, learning=False)
     with torch.no_grad():
         for chunk in data.train.x[:samples].split(64):
-            graph(chunk.float() if chunk.is_floating_point() else chunk)
+            # a copy, as a forward may write into what it is given
+            graph(chunk.float().clone() if chunk.is_floating_point() else chunk.clone())
     return _convert(graph, start, "quantize")
 
 
@@ -251,7 +252,7 @@ def _prepare(model: nn.Module, data: Data, *, learning: bool) -> tuple[nn.Module
     x86 = need(f"{PT2E}.quantizer.x86_inductor_quantizer")
     plain, _, baked = opened(model)
     plain = plain.cpu().float().eval()  # whole numbers are made of 32-bit floats
-    inputs = suited(data.train.x[:2].cpu(), plain)
+    inputs = suited(data.train.x[:2].cpu(), plain).clone()
     wanted = check_steady(plain, inputs)
     expected = expect(plain, inputs)
     layers, left = weighted(plain)

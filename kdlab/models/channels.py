@@ -96,8 +96,9 @@ def _follow(model: nn.Module, flow: Flow, example: Tensor, modes: Sequence[bool]
         for training in modes or (False,):
             if training:
                 model.train()
+            given = example.clone()  # a forward may write into it
             with flow:
-                output = model(example)
+                output = model(given)
             known = isinstance(output, Tensor | tuple | list | dict)
             flow.fix_all(
                 output if known else vars(output), "the number of classes decides this size"

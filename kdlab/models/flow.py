@@ -168,6 +168,11 @@ def _move(f: Flow, func: Any, args: Any, kwargs: Any) -> list[Lines]:
         numbers = torch.empty_like(source, dtype=torch.long).copy_(numbers)  # views ask for strides
         moved = _tensors(func(numbers, *rest, **kwargs))
         results = results or [[None] * part.dim() for part in moved]
+        if (
+            func.overloadpacket.__name__ in BETWEEN
+            and not torch.isin(line, moved[0].unique()).all()
+        ):
+            f.fix(line, "the forward takes channels between bounds that it writes as numbers")
         for lines, part in zip(results, moved, strict=True):
             varying = [a for a in range(part.dim()) if (part != part.narrow(a, 0, 1)).any()]
             if len(line) == 1:  # a single channel shows by the size of its axis alone
@@ -325,6 +330,7 @@ def _unknown(f: Flow, func: Any, args: Any, kwargs: Any, out: Tensor) -> Lines:
     return (None,) * out.dim()
 
 
+BETWEEN = ("slice", "select")  # their bounds are constants of the forward
 # Operations that are no views, yet only move values.
 MOVES = {"_unsafe_view", "index_select", "flip", "roll", "repeat"}
 RULES: dict[str, Rule] = {

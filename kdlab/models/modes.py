@@ -44,12 +44,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_initialised(model: nn.Module, who: str = "model") -> None:
-    """Raise ValueError for a lazy layer that has no weights yet."""
+    """Raise ValueError for weights without values: of a lazy layer, or on the meta device."""
     for name, weight in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(weight):
             raise ValueError(
                 f"{who}: got {name} without a shape, expected weights; run one forward first, "
                 "which initialises lazy layers"
+            )
+        if weight.is_meta:
+            raise ValueError(
+                f"{who}: got {name} on the meta device, expected values; call "
+                "to_empty(device='cpu') and load weights"
             )
 
 
@@ -65,7 +70,8 @@ def inputs_for(model: nn.Module, inputs: Tensor) -> Tensor:
     """
     floating = (p.dtype for p in model.parameters() if p.is_floating_point())
     dtype = next(floating, inputs.dtype) if inputs.is_floating_point() else inputs.dtype
-    return inputs.to(device_of(model), dtype).contiguous()
+    # a copy, as a forward may write into what it is given
+    return inputs.to(device_of(model), dtype, copy=True).contiguous()
 
 
 _UNCOMPILED: ContextVar[bool] = ContextVar("kdlab_uncompiled", default=False)

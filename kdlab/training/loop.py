@@ -41,7 +41,14 @@ from kdlab.training.identity import check_trainable, describe, describe_trained,
 from kdlab.training.interrupt import Stop
 from kdlab.training.predict import Forward, visiting
 from kdlab.training.progress import Progress
-from kdlab.training.rehearsal import SAMPLES, blaming, check_outputs, check_shared, rehearse
+from kdlab.training.rehearsal import (
+    SAMPLES,
+    blaming,
+    check_outputs,
+    check_shared,
+    rehearse,
+    unmoved,
+)
 from kdlab.training.shared_step import SharedStep
 from kdlab.training.state import State
 from kdlab.training.step import Step
@@ -266,6 +273,7 @@ def fit(
         stack.enter_context(ranks.guarded())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(target.type, enabled=False))  # precision= decides
         stack.enter_context(forked_generators(target))
         stack.enter_context(fast_kernels(target))
         stack.enter_context(unchecked_values())
@@ -276,10 +284,13 @@ def fit(
         stack.callback(lambda: model.to(home).eval())
         batches = Batches(data.train, augment, target, size, weights, data.task)
         modules = {"model": model.to(target)}
-        first = data.train.x[: min(size, SAMPLES)]
+        first = data.train.x[: min(size, micro_batch or size, SAMPLES)]
         check_outputs(Forward(model, output), first, data.num_classes, target)
-        if teacher is not None and teacher_outputs is None:
-            check_outputs(Forward(teacher, output, "teacher"), data.train.x[:64], None, target)
+        if teacher is not None:
+            asked = Forward(teacher, output, "teacher")
+            stack.enter_context(unmoved(teacher))
+            if teacher_outputs is None:
+                check_outputs(asked, data.train.x[:64], None, target)
         identity: dict[str, Any] = {}
         if checkpoint is not None or ranks.size > 1:  # what has no name is refused before any work
             identity = asdict(plan) | _identity(model, data, distiller, teacher)

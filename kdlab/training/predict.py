@@ -99,8 +99,8 @@ def predict(
     if len(images) == 0:
         raise ValueError("images: none came, expected at least one, [N, c, h, w]")
     target = pick_device(device) if isinstance(device, str) else device
+    forward = Forward(model, output)
     with visiting(model, target):
-        forward = Forward(model, output)
         return torch.cat([forward(chunk.to(target)) for chunk in images.split(batch_size)]).cpu()
 
 
@@ -135,8 +135,8 @@ def read_taps(
         raise ValueError(f"{missing}: none came, expected at least one")
     target = pick_device(device) if isinstance(device, str) else device
     parts: dict[str, list[Tensor]] = {path: [] for path in wanted}
+    forward = Forward(model, output=_ignored)
     with Taps(model, wanted) as taps, visiting(model, target):
-        forward = Forward(model, output=_ignored)
         for chunk in images.split(batch_size):
             forward(chunk.to(target))
             for path, outputs in parts.items():

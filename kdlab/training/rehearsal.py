@@ -6,6 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -191,6 +192,31 @@ def restored(parts: list[nn.Module], device: torch.device) -> Iterator[None]:
             (container.extend if hasattr(container, "extend") else container.update)(content)
         for module, state in extra:
             module.set_extra_state(state)
+
+
+@contextmanager
+def unmoved(module: nn.Module) -> Iterator[None]:
+    """Afterwards parameters and buffers hold what they held, whatever a forward wrote into them.
+
+    Some write in eval mode, too: an embedding with ``max_norm``, a counter, a norm that a
+    ``train`` of its own keeps in training mode.
+    """
+    plain = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    held: list[tuple[Any, str, Tensor, Tensor]] = [
+        (own, name, tensor, copied(tensor.detach()))
+        for part in plain
+        for own in (part._parameters, part._buffers)
+        for name, tensor in own.items()
+        if tensor is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for own, name, tensor, value in held:
+                own[name] = tensor
+                if tensor.layout == torch.strided and not torch.equal(tensor, value):
+                    tensor.copy_(value)
 
 
 def _has_extra_state(module: nn.Module) -> bool:

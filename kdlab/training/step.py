@@ -122,7 +122,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}
         self.measured = {}
-        for part in index.split(self.micro_batch or len(index)):
+        for part in self.parts(index):
             terms = self.weighted(self.terms(part, view, progress), part, index)
             torch.stack(list(terms.values())).sum().backward()
             add_up(totals, terms)
@@ -130,6 +130,13 @@ class Step:
             add_up(self.measured, measures, len(part) / len(index))
         self._update()
         return totals
+
+    def parts(self, index: Tensor) -> tuple[Tensor, ...]:
+        """Return the micro-batches of a batch; none of one sample, if that can be helped."""
+        size = self.micro_batch or len(index)
+        if size > 1 and len(index) % size == 1:  # a batch norm knows no variance of one
+            return index.tensor_split(-(-len(index) // size))
+        return index.split(size)
 
     def _update(self) -> None:
         if self.clip is not None:

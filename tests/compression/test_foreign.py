@@ -510,3 +510,25 @@ def test_an_example_that_does_not_fit_names_the_layer():
     for call in (prune_weights, factorize):
         with pytest.raises(ValueError, match=r"^model: got an example .*layer '1'"):
             call(build_foreign("linear_norm"), 0.5, example=torch.zeros(2, 7))
+
+
+def test_channels_between_constant_bounds_stay():
+    """Their numbers stand in the forward, and would mean other channels after a cut."""
+    model = Written(
+        lambda m, x: m.head(F.relu(m.b(torch.cat([m.a(x)[:, :2], m.a(x)[:, 2:] * 2], 1)))),
+        a=conv(1, 8),
+        b=conv(8, 8),
+        head=head(8),
+    ).eval()
+    pruned = prune_channels(model, DATA.train.x[:2], 0.5)
+    assert "a" in report(pruned).left and len(pruned.a.weight) == 8 and len(pruned.b.weight) == 4
+
+
+def test_nobodys_inputs_are_written_into():
+    model = Written(
+        lambda m, x: m.head(F.relu(m.a(x.mul_(0.5)))), a=conv(1, 8), head=head(8)
+    ).eval()
+    before, example = DATA.train.x.clone(), DATA.train.x[:2].clone()
+    quantize(model, DATA)
+    prune_channels(model, example, 0.5)
+    assert torch.equal(DATA.train.x, before) and torch.equal(example, before[:2])

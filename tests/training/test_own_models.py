@@ -492,3 +492,58 @@ def test_a_layer_may_get_its_first_gradient_late():
     before = model.block.weight.clone()
     run = fit(model, DATA, **SHORT)
     assert not run.interrupted and not torch.equal(before, model.block.weight)
+
+
+class Writing(nn.Module):
+    """A teacher that writes into itself in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = make_cnn(DATA, 9)
+        self.register_buffer("asked", torch.zeros(()))
+
+    def train(self, mode=True):
+        return super().train(True)
+
+    def forward(self, x):
+        self.asked += len(x)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("options", [{}, {"views": None}], ids=["cached", "live"])
+def test_a_teacher_that_writes_into_itself_comes_back_as_it_was(options):
+    teacher = Writing()
+    before = copy.deepcopy(teacher.state_dict())
+    fit(make_cnn(DATA), DATA, SoftTargets(), teacher=teacher, **SHORT, **options)
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+def test_a_remainder_of_one_is_shared_out():
+    norm = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    sizes = []
+
+    def note(module, args):
+        if module.training:
+            sizes.append(len(args[0]))
+
+    norm.register_forward_pre_hook(note)
+    fit(norm, DATA, epochs=1, batch_size=17, micro_batch=16)
+    assert sizes[1:] == [9, 8] * 5
+    with pytest.raises(ValueError, match=r"^model: .*more than 1 value per channel"):
+        fit(norm, DATA, epochs=1, batch_size=17, micro_batch=1)
+
+
+def test_the_precision_is_that_of_fit_and_not_of_its_surroundings():
+    students = [make_cnn(DATA), make_cnn(DATA)]
+    fit(students[0], DATA, SoftTargets(), teacher=make_cnn(DATA, 9), **SHORT)
+    with torch.autocast("cpu", torch.bfloat16):
+        fit(students[1], DATA, SoftTargets(), teacher=make_cnn(DATA, 9), **SHORT)
+    assert distance(*students) == 0
+
+
+def test_weights_on_the_meta_device_are_named():
+    empty = make_cnn(DATA).to("meta")
+    with pytest.raises(ValueError, match=r"^teacher: got .* on the meta device"):
+        fit(make_cnn(DATA), DATA, SoftTargets(), teacher=empty, **SHORT)
+    with pytest.raises(ValueError, match=r"^model: got .* on the meta device"):
+        predict(empty, DATA.val.x)
