@@ -164,6 +164,12 @@ def _tensor(argument: str, value: Any) -> Tensor:
             f"{argument}: got {type(value).__name__}, expected a tensor [N, ...]; "
             "use torch.as_tensor"
         )
+    if value.is_meta or value.layout != torch.strided or 0 in value.shape[1:]:
+        kind = "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
+        raise ValueError(
+            f"{argument}: got a {kind} tensor {list(value.shape)}, expected dense values and no "
+            "side of 0; use to_dense(), or leave empty features out"
+        )
     return value.detach().cpu()
 
 

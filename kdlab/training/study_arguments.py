@@ -183,6 +183,14 @@ def _check_student(line: Line, seed: int, name: str) -> None:
             "models.available(), a pair such as ('mlp', {'hidden': (64,)}), or a function such as "
             "lambda seed: MyModel(): each run trains a new model"
         )
+    if is_function:
+        try:
+            inspect.signature(student).bind(seed)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"student: got a function that does not take a seed in setting {name!r} ({error}), "
+                "expected one such as lambda seed: MyModel()"
+            ) from error
     model: Any = build_student(student, line.data, seed)
     if not isinstance(model, nn.Module) or (is_function and student(seed) is model):
         raise ValueError(

@@ -147,6 +147,8 @@ def test_classes_of_any_shape_come_from_tensors_too():
         ({"y_test": torch.full((40, 3), torch.nan)}, "^data.test.y: got 40 of 40 rows with NaN"),
         ({"x_train": X[:100]}, "^y_train: got 200 targets"),
         ({"x_train": X[:200].numpy()}, "^x_train: got ndarray"),
+        ({"x_train": X[:200].to_sparse()}, "^x_train: got a sparse_coo tensor"),
+        ({"x_train": X[:200, :0]}, r"^x_train: got a strided tensor \[200, 0\]"),
         ({"x_val": X[:3]}, "^x_val and y_val belong together"),
         ({"val_fraction": 1.5}, "^val_fraction: got 1.5"),
         ({"classes": ["one"]}, "^data.train.y: got"),

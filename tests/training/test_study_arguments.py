@@ -113,3 +113,8 @@ def test_numbers_of_other_kinds_are_as_good(monkeypatch, seeds):
     monkeypatch.setattr(module, "_ask_each_teacher_once", lambda lines: lines)
     results = study("cnn_tiny", DATA, {"a": None}, seeds=seeds, epochs=1, workers=np.int64(1))
     assert list(results.seed) == [0, 1]
+
+
+def test_a_function_without_a_seed_is_named():
+    with pytest.raises(ValueError, match=r"^student: got a function that does not take a seed"):
+        study(lambda: make_mlp(DATA), DATA, {"labels": None}, seeds=1, epochs=1)
