@@ -317,9 +317,11 @@ def test_what_student_and_teacher_share_stays_if_frozen_and_is_refused_if_not():
     with pytest.raises(ValueError, match=r"^model: got the parameter '0.weight', .*teacher's"):
         fit(student, DATA, SoftTargets(), teacher=teacher, **SHORT)
     teacher[:2].requires_grad_(False)
-    before = copy.deepcopy(teacher.state_dict())
+    before, modes = copy.deepcopy(teacher.state_dict()), set()
+    teacher[1].register_forward_hook(lambda module, *_: modes.add(module.training))
     options = SHORT | {"update_frozen_norms": True}
-    fit(student, DATA, SoftTargets(), teacher=teacher, **options)
+    fit(student, DATA, SoftTargets(), teacher=teacher, views=None, **options)
+    assert modes == {False}  # in the student's steps, too, or the teacher would answer otherwise
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
 
 
