@@ -227,7 +227,7 @@ def _check_labels(labels: dict[str, np.ndarray], count: int) -> None:
     for part, y in labels.items():
         training = part == "train"
         if y.min() < (UNLABELLED if training else 0) or y.max() >= count:
-            also = f"({count} classes)" + (", or -1 for unlabelled," if training else "")
+            also = f"({count} classes)" + (", or -1 for unlabelled" if training else "")
             hint = "" if training or y.min() >= 0 else "; it is measured: leave unlabelled ones out"
             if y.min() > 0 and y.max() == count:
                 hint = f"; count them from 0: y_{part} - 1"
@@ -236,7 +236,7 @@ def _check_labels(labels: dict[str, np.ndarray], count: int) -> None:
                     "; where 255 or -100 means 'ignore', leave the image out, or in y_train say -1"
                 )
             raise ValueError(
-                f"y_{part} must hold labels from 0 to {count - 1} {also} "
+                f"y_{part} must hold labels from 0 to {count - 1} {also}, "
                 f"got {y.min()} to {y.max()}{hint}"
             )
 
